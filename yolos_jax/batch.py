@@ -1,0 +1,96 @@
+"""What flows between the stages: every field's dtype, shape and unit, in this one place.
+
+Dimensions, used in every docstring of this package:
+
+    A  prediction layers (1 for YOLOS, one per decoder layer for DETR)
+    B  images of a batch          Q  detection tokens (object queries)
+    N  patches of a sequence      M  targets of an image, padded
+    P  values of a patch, patch_size * patch_size * 3
+    K  classes; slot K is no-object
+    D  width of a token           H  attention heads          L  blocks
+
+Sizes are always (height, width). Booleans named ``*_valid`` are True for what is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy.ndarray on the host, jax.Array on the device.
+
+
+class Bucket(NamedTuple):
+    """A static shape of batches: what one compiled program is made for."""
+
+    patches: int  # N: patches of a sequence, padding included.
+    rows: int  # no image of this bucket has more rows of patches ...
+    cols: int  # ... or more columns.
+
+
+class Batch(NamedTuple):
+    """Images as sequences of patches.
+
+    The valid patches of an image are the first ``rows * columns`` ones, row-major; the rest is
+    padding whose values never reach an output.
+    """
+
+    patches: Array  # uint8 (raw) or float32 (normalised) [B, N, P]; P is (y, x, channel), row-major.
+    grid: Array  # int32 [B, 2]: rows and columns of patches; (1, 1) where the image is not valid.
+    image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch. Padding has label 0, a box of zeros and target_valid False."""
+
+    labels: Array  # int32 [B, M]: slots of the label map.
+    boxes_cxcywh: Array  # float32 [B, M, 4]: relative to the image, 0..1.
+    target_valid: Array  # bool [B, M].
+
+
+class HostBatch(NamedTuple):
+    """What the input pipeline yields: this host's rows of one step, as numpy arrays."""
+
+    batch: Batch
+    targets: Targets
+    image_ids: Array  # int64 [B]: the dataset's image ids; -1 for padding rows.
+    original_size: Array  # int32 [B, 2]: height and width of the picture in pixels.
+    bucket: Bucket
+    unreadable: tuple[str, ...] = ()  # one message per row that could not be read.
+
+
+class Outputs(NamedTuple):
+    """What a detector predicts, per prediction layer; the last layer is the answer."""
+
+    pred_logits: Array  # float32 [A, B, Q, K + 1].
+    pred_boxes: Array  # float32 [A, B, Q, 4]: cxcywh relative to the image, 0..1.
+
+
+class Detections(NamedTuple):
+    """Post-processed predictions, every query kept, in query order."""
+
+    scores: Array  # float32 [B, Q]: probability of the best class, no-object excluded.
+    labels: Array  # int32 [B, Q]: slots of the label map.
+    boxes_xyxy_px: Array  # float32 [B, Q, 4]: in pixels of the original picture, not clipped.
+
+
+def normalise(patches: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Turns raw patches into what a model takes: ``(x / 255 - mean) / std`` per channel.
+
+    Called inside the compiled step, where XLA fuses it into the patch projection's input, so
+    that pictures travel to the device as bytes.
+
+    Args:
+      patches: uint8 [..., P], P = y, x, channel, row-major.
+      mean: three numbers in 0..1, red, green, blue.
+      std: likewise.
+
+    Returns:
+      float32 [..., P].
+    """
+    repeats = patches.shape[-1] // 3
+    mean_row = np.tile(np.asarray(mean, np.float32), repeats)
+    std_row = np.tile(np.asarray(std, np.float32), repeats)
+    return (patches.astype(np.float32) / np.float32(255) - mean_row) / std_row
