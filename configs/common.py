@@ -120,7 +120,6 @@ def get_config() -> ConfigDict:
 # Keys that may differ when a run is resumed: none changes what the run computes at a given step.
 # Everything else must be as it was, or train.py stops and names both values.
 CHANGEABLE_ON_RESUME = (
-    "init",
     "data.root",
     "data.val_annotations",
     "data.val_images",

@@ -1,0 +1,40 @@
+# make demo [SEED=n]   train, evaluate and draw on generated pictures; minutes on two CPU cores
+# make test            the fast tests
+# make test-all        everything that is tested
+# Each sets up what it needs in .venv, with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+SEED ?= 0
+PY := $(VENV)/bin/python
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/train.stamp
+	@$(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
+
+test: $(VENV)/test.stamp lint
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(VENV)/test.stamp lint
+	$(PY) -m pytest
+
+lint: $(VENV)/test.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+$(PY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  "yolos_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train.stamp: setup.py constraints.txt | $(PY)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/test.stamp: setup.py constraints.txt | $(PY)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,convert,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs

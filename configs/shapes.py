@@ -1,0 +1,46 @@
+"""The demo: rectangles, ellipses and triangles of 64x64 pixels; minutes on two CPU cores.
+
+    python -m yolos_jax.data.shapes runs/shapes
+    python train.py --config=configs/shapes.py --workdir=runs/demo --config.data.root=runs/shapes
+
+``make demo`` does both, and prints one line of JSON at the end.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.epochs = 12
+    config.batch_size = 64
+
+    config.model.patch_size = 8
+    config.model.width = 96
+    config.model.depth = 3
+    config.model.heads = 3
+    config.model.mlp_width = 384
+    config.model.num_queries = 8
+    config.model.position_grid = (8, 8)
+    config.model.mid_position_grid = ()
+    config.model.position_init = "sincos"
+    config.model.det_token_std = 1.0
+    config.model.dtype = "float32"
+
+    config.preprocess.size = 64
+    config.preprocess.max_size = 64
+    config.augment.scales = (64,)
+    config.augment.max_size = 64
+    config.augment.crop = 0.0
+    config.buckets.multiple = 8
+
+    config.loss.class_loss_group = 0
+    config.loss.reference_processes = 1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.lr = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b2 = 0.98
+    config.optimizer.clip_norm = 1.0
+
+    config.eval.every_epochs = 4
+    config.eval.batch_size = 60
+    return config

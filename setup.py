@@ -1,0 +1,48 @@
+"""Installs yolos_jax: ``pip install -e '.[train]' -c constraints.txt``."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="yolos_jax",
+    version="0.1.0",
+    description="Set-prediction detectors (YOLOS, DETR) trained with JAX on TPU and GPU pods",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["yolos_jax", "yolos_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "flax>=0.12,<0.13",
+        "jax>=0.10.2,<0.12",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "pillow>=10",
+        "scipy>=1.11",
+        "tqdm",
+    ],
+    extras_require={
+        # Reading and decoding pictures, COCO metrics.
+        "train": [
+            "array_record; platform_system == 'Linux' or platform_system == 'Darwin'",
+            "pycocotools>=2.0.7",
+            "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
+            "tensorflow-datasets>=4.9.9",
+        ],
+        # Reading PyTorch and Hugging Face checkpoints.
+        "convert": ["huggingface_hub", "safetensors", "torch>=2.6"],
+        # Everything that the tests touch; transformers is the second, live reference.
+        "test": [
+            "huggingface_hub",
+            "hypothesis",
+            "pytest",
+            "ruff",
+            "safetensors",
+            "torch==2.13.0",
+            "transformers>=5.17,<6",
+        ],
+    },
+)

@@ -1,0 +1,19 @@
+"""Tests run on eight virtual CPU devices, whatever accelerator the machine has."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports jax: both are read once, when its first backend starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from hypothesis import settings
+
+# Every example of a property that compiles costs seconds: few of them, the same on every run.
+settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("fast")

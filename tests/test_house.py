@@ -1,0 +1,84 @@
+"""The house rules that a machine can check: imports flow one way, files and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "yolos_jax"
+
+# Data flows one way: a module imports only from lines above its own. Modules of one line do not
+# import each other.
+ORDER = [
+    ["boxes", "labels", "batch"],
+    ["data.sizes"],
+    ["data.image"],
+    ["data.index"],
+    ["data.validate"],
+    ["data.plan"],
+    ["data.pipeline"],
+    ["data.shapes"],
+]
+LIBRARIES = {
+    "flax": ("models",),
+    "tensorflow": ("data.pipeline", "data.tfds", "data.records"),
+    "torch": ("convert",),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py":
+            found[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_place():
+    listed = [name for line in ORDER for name in line]
+    assert sorted(listed) == sorted(modules()), "add the module to ORDER, where it belongs"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_flow_one_way(module):
+    line = {name: i for i, names in enumerate(ORDER) for name in names}
+    for name in imported(modules()[module]):
+        other = name.removeprefix("yolos_jax.")
+        if name.startswith("yolos_jax.") and other in line:
+            assert line[other] < line[module], f"{module} imports {other}, which is not above it"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_heavy_libraries_stay_in_their_rooms(module):
+    for name in imported(modules()[module]):
+        rooms = LIBRARIES.get(name.split(".")[0])
+        if rooms is not None:
+            assert module.startswith(rooms), f"{module} imports {name}; only {rooms} may"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_files_and_functions_stay_small(path):
+    if any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts):
+        pytest.skip("not source")
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300, f"{path}: a file that asks for a wall"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 61, f"{path}:{node.lineno} {node.name} has {length} lines"
