@@ -1,0 +1,129 @@
+"""The plain vision transformer's blocks, and the stack of them, scanned or unrolled.
+
+Dosovitskiy et al., "An image is worth 16x16 words", with the mid position tables of Fang et al.,
+"You only look at one sequence": one more table is added after every block but the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from yolos_jax.models import attention as attention_lib
+from yolos_jax.models import position
+
+Array = jax.Array
+
+REMAT = ("none", "default", "full")
+
+# The reference draws from a normal cut at +-2, which is a hundred standard deviations.
+weight_init = nn.initializers.normal(0.02)
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """float32 statistics and result, whatever the type of the tokens."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+class SelfAttention(nn.Module):
+    """Fused query, key, value projection (each head-major), attention, output projection."""
+
+    heads: int
+    dtype: Any
+    backend: str
+
+    @nn.compact
+    def __call__(self, tokens: Array, lengths: Array) -> tuple[Array, tuple[Array, Array]]:
+        """float [B, T, D], int32 [B] -> [B, T, D] and the queries and keys [B, T, H, d]."""
+        width = tokens.shape[-1]
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=weight_init, name="qkv")(tokens)
+        q, k, v = jnp.split(qkv.reshape(*tokens.shape[:2], 3 * self.heads, -1), 3, axis=2)
+        out = attention_lib.attention(q, k, v, lengths, self.backend)
+        out = out.reshape(tokens.shape)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        hidden = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="fc1")(tokens)
+        hidden = nn.gelu(hidden, approximate=False)
+        return nn.Dense(tokens.shape[-1], dtype=self.dtype, kernel_init=weight_init, name="fc2")(
+            hidden
+        )
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, then the mid position table, if there is one."""
+
+    heads: int
+    mlp_width: int
+    dtype: Any
+    backend: str
+    capture: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        mid_table: dict[str, Array] | None,
+        lengths: Array,
+        mid_resizer: position.Resizer | None,
+    ) -> tuple[Array, tuple[Array, Array, Array] | None]:
+        """Returns the next block's tokens and, when capturing, (tokens, queries, keys).
+
+        The captured tokens are without the mid table.
+        """
+        attend = SelfAttention(self.heads, self.dtype, self.backend, name="attention")
+        attended, (q, k) = attend(layer_norm("norm1")(tokens), lengths)
+        tokens += attended
+        tokens += Mlp(self.mlp_width, self.dtype, name="mlp")(layer_norm("norm2")(tokens))
+        captured = (tokens, q, k) if self.capture else None
+        if mid_table is not None:
+            tokens += position.token_positions(mid_table, mid_resizer).astype(tokens.dtype)
+        return tokens, captured
+
+
+def blocks(
+    *,
+    depth: int,
+    heads: int,
+    mlp_width: int,
+    dtype: Any,
+    backend: str,
+    scan: bool,
+    remat: str,
+    capture: bool,
+) -> nn.Module:
+    """A stack of blocks named ``blocks`` whose parameters are stacked on axis 0.
+
+    Args:
+      scan: one compiled block, run ``depth`` times; False: ``depth`` blocks in the program.
+      remat: what the forward pass keeps for the backward pass: 'none' (everything), 'default'
+        (a block's input and its attention's output), 'full' (a block's input).
+      capture: also return what every block computed, stacked on axis 0.
+
+    Returns:
+      A module with Block's signature whose ``mid_table`` has ``depth`` rows more in front.
+    """
+    block = Block
+    if remat != "none":
+        policy = attention_lib.save_attention if remat == "default" else None
+        block = nn.remat(Block, policy=policy, prevent_cse=not scan)
+    stack = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=depth,
+        unroll=1 if scan else depth,
+    )
+    return stack(heads, mlp_width, dtype, backend, capture, name="blocks")

@@ -1,0 +1,188 @@
+"""YOLOS: detection tokens beside the patches of a plain vision transformer, two heads on top.
+
+Fang et al., "You Only Look at One Sequence: Rethinking Transformer in Vision through Object
+Detection" (2021); hustvl/YOLOS. Different from it: position tables are resized to each image's own
+grid whenever the grid differs (the reference: when the number of patches does), and padding is
+masked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from yolos_jax.batch import Batch, Outputs
+from yolos_jax.models import attention, position, vit
+
+Array = jax.Array
+
+
+def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for the weight and the bias of a layer with ``fan_in`` inputs."""
+    bound = fan_in**-0.5
+
+    def init(rng, shape, dtype=jnp.float32):
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
+    init = torch_linear_init(fan_in)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+
+
+def sincos_grid(rows: int, cols: int, width: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions, float32 [rows, cols, width].
+
+    The first half of the width encodes the row, the second the column, sines before cosines,
+    frequencies from 1 to 1/10000 (MAE's table, with rows first).
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+
+    def encode(count):
+        angles = np.arange(count)[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    row, col = np.broadcast_arrays(encode(rows)[:, None], encode(cols)[None])
+    return np.concatenate([row, col], axis=-1).astype(np.float32)
+
+
+class PositionTable(nn.Module):
+    """A table per block (``stack`` = (L - 1,)) or one for the input (``stack`` = ())."""
+
+    grid: tuple[int, int]
+    num_queries: int
+    width: int
+    grid_init: nn.initializers.Initializer
+    stack: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """``cls`` [..., 1, D], ``det`` [..., Q, D], ``grid`` [..., h, w, D]."""
+
+        def table(name, init, *shape):
+            return self.param(name, init, (*self.stack, *shape, self.width), jnp.float32)
+
+        return {
+            "cls": table("cls", vit.weight_init, 1),
+            "det": table("det", vit.weight_init, self.num_queries),
+            "grid": table("grid", self.grid_init, *self.grid),
+        }
+
+
+class Backbone(nn.Module):
+    """Patches, class and detection tokens through the transformer."""
+
+    config: Any
+    backend: str
+    bounds: tuple[int, int]
+    capture: bool
+
+    @nn.compact
+    def __call__(self, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """Returns the normalised tokens, float32 [B, 1 + Q (+ N when capturing), D], and captures."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        num_queries = config.num_queries
+        placement = position.place(batch.grid, batch.patches.shape[1], self.bounds)
+        lengths = 1 + num_queries + jnp.prod(batch.grid, axis=1)
+        tokens = self._embed(batch, placement).astype(dtype)
+        captured = {"embed": tokens}
+
+        blocks = vit.blocks(
+            depth=config.depth,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            dtype=dtype,
+            backend=self.backend,
+            scan=config.scan,
+            remat=config.remat,
+            capture=self.capture,
+        )
+        mid_tables, mid_resizer = self._mid(batch.grid, placement)
+        tokens, per_block = blocks(tokens, mid_tables, lengths, mid_resizer)
+        if not self.capture:
+            tokens = tokens[:, : 1 + num_queries]
+        tokens = vit.layer_norm("norm")(tokens)
+        if self.capture:
+            captured["blocks"], q, k = per_block
+            captured["norm"] = tokens
+            captured["attention"] = attention.attention_map(q[-1], k[-1], lengths)
+        return tokens, captured
+
+    def _embed(self, batch: Batch, placement: position.Placement) -> Array:
+        """float32 [B, 1 + Q + N, D]: what the first block sees."""
+        config = self.config
+        grid_init = vit.weight_init
+        if config.position_init == "sincos":
+            grid_init = lambda *_: jnp.asarray(sincos_grid(*config.position_grid, config.width))
+        table = PositionTable(
+            config.position_grid, config.num_queries, config.width, grid_init, name="position"
+        )()
+        det_init = nn.initializers.normal(config.det_token_std)
+        cls = self.param("cls_token", vit.weight_init, (1, config.width), jnp.float32)
+        det = self.param("det_tokens", det_init, (config.num_queries, config.width), jnp.float32)
+        # Padding may hold anything, NaN included: nothing of it may reach a gradient.
+        patches = jnp.where(placement.cell_of_valid[..., None], batch.patches, 0)
+        embed = _linear(config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed")
+        patches = embed(patches)
+        first = jnp.concatenate([cls, det])
+        first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
+        tokens = jnp.concatenate([first, patches], axis=1)
+        resizer = position.make_resizer(config.position_grid, batch.grid, placement, self.bounds)
+        return tokens + position.token_positions(table, resizer)
+
+    def _mid(self, grid: Array, placement: position.Placement):
+        """One table per block (zeros after the last) and what resizes them; None without any."""
+        config = self.config
+        if not config.mid_position_grid:
+            return None, None
+        table = PositionTable(
+            config.mid_position_grid,
+            config.num_queries,
+            config.width,
+            vit.weight_init,
+            stack=(config.depth - 1,),
+            name="mid_position",
+        )()
+        table = jax.tree.map(lambda t: jnp.pad(t, [(0, 1)] + [(0, 0)] * (t.ndim - 1)), table)
+        resizer = position.make_resizer(config.mid_position_grid, grid, placement, self.bounds)
+        return table, resizer
+
+
+class Head(nn.Module):
+    """Three linear layers with ReLU between, float32."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        width = tokens.shape[-1]
+        for index, features in enumerate((width, width, self.features)):
+            tokens = _linear(features, width, jnp.float32, f"layers_{index}")(tokens)
+            if index < 2:
+                tokens = nn.relu(tokens)
+        return tokens
+
+
+class Yolos(nn.Module):
+    """The detector for one static shape of batches."""
+
+    config: Any
+    num_classes: int
+    backend: str
+    bounds: tuple[int, int]
+    capture: bool
+
+    @nn.compact
+    def __call__(self, batch: Batch) -> tuple[Outputs, dict[str, Array]]:
+        backbone = Backbone(self.config, self.backend, self.bounds, self.capture, name="backbone")
+        tokens, captured = backbone(batch)
+        det = tokens[:, 1 : 1 + self.config.num_queries]
+        logits = Head(self.num_classes + 1, name="class_head")(det)
+        boxes = nn.sigmoid(Head(4, name="box_head")(det))
+        return Outputs(pred_logits=logits[None], pred_boxes=boxes[None]), captured
