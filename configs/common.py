@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.model.mid_position_grid = (32, 54)  # of the tables after each block; () for none
     config.model.position_init = "normal"  # 'normal' (std 0.02) or 'sincos', when not loaded
     config.model.det_token_std = 0.02  # of the detection tokens, when not loaded
+    config.model.layer_norm_eps = 1e-6  # 1e-12 in the weights on the Hugging Face hub
     config.model.dtype = "bfloat16"  # of matrix products; 'float32' or 'bfloat16'
     config.model.attention = "auto"  # models/attention.py lists the backends
     config.model.scan = True  # one compiled block, scanned; False: blocks unrolled

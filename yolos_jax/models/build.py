@@ -28,6 +28,7 @@ class YolosConfig(NamedTuple):
     mid_position_grid: tuple[int, ...]
     position_init: str
     det_token_std: float
+    layer_norm_eps: float
     dtype: str
     attention: str
     scan: bool

@@ -23,9 +23,9 @@ REMAT = ("none", "default", "full")
 weight_init = nn.initializers.normal(0.02)
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
     """float32 statistics and result, whatever the type of the tokens."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -66,6 +66,7 @@ class Block(nn.Module):
 
     heads: int
     mlp_width: int
+    layer_norm_eps: float
     dtype: Any
     backend: str
     capture: bool
@@ -83,9 +84,10 @@ class Block(nn.Module):
         The captured tokens are without the mid table.
         """
         attend = SelfAttention(self.heads, self.dtype, self.backend, name="attention")
-        attended, (q, k) = attend(layer_norm("norm1")(tokens), lengths)
+        attended, (q, k) = attend(layer_norm("norm1", self.layer_norm_eps)(tokens), lengths)
         tokens += attended
-        tokens += Mlp(self.mlp_width, self.dtype, name="mlp")(layer_norm("norm2")(tokens))
+        normed = layer_norm("norm2", self.layer_norm_eps)(tokens)
+        tokens += Mlp(self.mlp_width, self.dtype, name="mlp")(normed)
         captured = (tokens, q, k) if self.capture else None
         if mid_table is not None:
             tokens += position.token_positions(mid_table, mid_resizer).astype(tokens.dtype)
@@ -97,6 +99,7 @@ def blocks(
     depth: int,
     heads: int,
     mlp_width: int,
+    layer_norm_eps: float,
     dtype: Any,
     backend: str,
     scan: bool,
@@ -126,4 +129,4 @@ def blocks(
         length=depth,
         unroll=1 if scan else depth,
     )
-    return stack(heads, mlp_width, dtype, backend, capture, name="blocks")
+    return stack(heads, mlp_width, layer_norm_eps, dtype, backend, capture, name="blocks")

@@ -97,6 +97,7 @@ class Backbone(nn.Module):
             depth=config.depth,
             heads=config.heads,
             mlp_width=config.mlp_width,
+            layer_norm_eps=config.layer_norm_eps,
             dtype=dtype,
             backend=self.backend,
             scan=config.scan,
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         tokens, per_block = blocks(tokens, mid_tables, lengths, mid_resizer)
         if not self.capture:
             tokens = tokens[:, : 1 + num_queries]
-        tokens = vit.layer_norm("norm")(tokens)
+        tokens = vit.layer_norm("norm", config.layer_norm_eps)(tokens)
         if self.capture:
             captured["blocks"], q, k = per_block
             captured["norm"] = tokens
