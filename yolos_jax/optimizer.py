@@ -1,0 +1,196 @@
+"""AdamW as torch does it, over parameter groups chosen by path; freezing; an average of parameters.
+
+The learning rate is no part of the transformation: it is an argument of ``apply_updates``, so that
+one compiled step serves every rate and ``schedules.py`` stays plain Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from yolos_jax.batch import Array
+
+Tree = Any  # nested dicts of arrays, or of their shapes
+
+
+class Rule(NamedTuple):
+    """Puts the parameters whose whole path matches into a group."""
+
+    pattern: str  # regular expression of the path, names joined by '/'
+    group: str
+    decay: bool  # whether weight decay applies
+
+
+# The reference's groups (main.py of hustvl/YOLOS). It asks for names and for the number of
+# dimensions, which stacked blocks do not keep. Both heads decay entirely, biases too.
+YOLOS_RULES = (
+    Rule(r"(class_head|box_head)/.*", "head", True),
+    Rule(r"backbone/(cls_token|det_tokens|position/.*)", "backbone_no_decay", False),
+    Rule(r"backbone/(.*/)?(bias|scale)", "backbone_no_decay", False),
+    Rule(r"backbone/(.*/)?kernel", "backbone_decay", True),
+    Rule(r"backbone/mid_position/.*", "backbone_decay", True),
+)
+
+
+def paths(params: Tree) -> list[str]:
+    """The path of every parameter, names joined by '/', in the order of ``jax.tree.leaves``."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+def group_table(params: Tree, rules: Sequence[Rule] = YOLOS_RULES) -> dict[str, Rule]:
+    """The rule of every parameter.
+
+    Args:
+      params: nested dict; only its structure matters.
+      rules: of the model.
+
+    Returns:
+      Path -> rule.
+
+    Raises:
+      ValueError: naming every path that no rule matches, or more than one.
+    """
+    table, wrong = {}, []
+    for path in paths(params):
+        matches = [rule for rule in rules if re.fullmatch(rule.pattern, path)]
+        if len(matches) == 1:
+            table[path] = matches[0]
+        else:
+            found = ", ".join(rule.pattern for rule in matches) or "none"
+            wrong.append(f"{path} (rules that match: {found})")
+    if wrong:
+        raise ValueError(
+            "each parameter needs exactly one optimizer group rule, but: " + "; ".join(wrong)
+        )
+    return table
+
+
+def describe_groups(
+    trainable: Tree, frozen: Tree, weight_decay: float, rules: Sequence[Rule] = YOLOS_RULES
+) -> str:
+    """Says, a line per group, how many parameters it has and whether they decay."""
+    table = group_table(trainable, rules)
+    tensors: dict[tuple[str, float], list[int]] = {}
+    for path, leaf in zip(paths(trainable), jax.tree.leaves(trainable), strict=True):
+        key = (table[path].group, weight_decay if table[path].decay else 0.0)
+        tensors.setdefault(key, []).append(int(np.prod(leaf.shape)))
+    lines = [
+        f"{group:<18} {sum(sizes):>12,} parameters in {len(sizes):>3} arrays, decay {decay:g}"
+        for (group, decay), sizes in tensors.items()
+    ]
+    leaves = jax.tree.leaves(frozen)
+    if leaves:
+        size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        lines.append(f"{'frozen':<18} {size:>12,} parameters in {len(leaves):>3} arrays")
+    return "\n".join(lines)
+
+
+def partition(params: Tree, freeze: Sequence[str]) -> tuple[Tree, Tree]:
+    """Splits parameters into those that are trained and those that are not.
+
+    Args:
+      params: nested dict of anything.
+      freeze: regular expressions of whole paths that are not trained.
+
+    Returns:
+      (trainable, frozen): nested dicts without each other's entries; ``merge`` undoes it.
+
+    Raises:
+      ValueError: when an expression is none, or matches nothing, or nothing is left to train.
+    """
+    known = paths(params)
+    frozen_paths = set()
+    for pattern in freeze:
+        try:
+            matches = [path for path in known if re.fullmatch(pattern, path)]
+        except re.error as error:
+            raise ValueError(
+                f"optimizer.freeze: {pattern!r} is no regular expression: {error}"
+            ) from error
+        if not matches:
+            raise ValueError(
+                f"optimizer.freeze: {pattern!r} matches no parameter; their paths are: "
+                + ", ".join(known)
+            )
+        frozen_paths.update(matches)
+    if frozen_paths == set(known):
+        raise ValueError(f"optimizer.freeze: {tuple(freeze)!r} leaves nothing to train")
+    return _select(params, "", frozen_paths, False), _select(params, "", frozen_paths, True)
+
+
+def merge(trainable: Tree, frozen: Tree) -> Tree:
+    """Puts the two halves of ``partition`` together again."""
+    merged = dict(trainable)
+    for name, value in frozen.items():
+        merged[name] = merge(merged[name], value) if name in merged else value
+    return merged
+
+
+def make_optimizer(
+    config: Mapping[str, Any], trainable: Tree, rules: Sequence[Rule] = YOLOS_RULES
+) -> optax.GradientTransformation:
+    """Clipping, Adam and decoupled weight decay: what is subtracted, before the learning rate.
+
+    Args:
+      config: the ``optimizer`` part of the configuration.
+      trainable: the parameters that are trained; only their structure matters.
+      rules: of the model.
+
+    Raises:
+      ValueError: from ``group_table``.
+    """
+    table = group_table(trainable, rules)
+    decays = [table[path].decay for path in paths(trainable)]
+    mask = jax.tree.unflatten(jax.tree.structure(trainable), decays)
+    clip = clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"], eps_root=0.0),
+        optax.add_decayed_weights(config["weight_decay"], mask),
+    )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+
+    optax.clip_by_global_norm leaves out the 1e-6.
+    """
+
+    def clip(gradients: Tree, params: Tree | None = None) -> Tree:
+        del params
+        scale = jnp.minimum(max_norm / (optax.global_norm(gradients) + 1e-6), 1.0)
+        return jax.tree.map(lambda gradient: gradient * scale, gradients)
+
+    return optax.stateless(clip)
+
+
+def apply_updates(trainable: Tree, updates: Tree, lr: Array) -> Tree:
+    """Subtracts ``lr`` times what the optimiser made of the gradients."""
+    return jax.tree.map(lambda param, update: param - lr * update, trainable, updates)
+
+
+def update_ema(average: Tree, params: Tree, decay: float) -> Tree:
+    """Moves an exponential average of the parameters towards them, by ``1 - decay`` of the way."""
+    return jax.tree.map(lambda mean, param: mean + (1 - decay) * (param - mean), average, params)
+
+
+def _select(tree: Tree, prefix: str, chosen: set[str], keep: bool) -> Tree:
+    """The part of a nested dict whose paths are (keep) or are not (not keep) chosen."""
+    result = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            inside = _select(value, f"{path}/", chosen, keep)
+            if inside:
+                result[name] = inside
+        elif (path in chosen) == keep:
+            result[name] = value
+    return result
