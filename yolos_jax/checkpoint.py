@@ -1,0 +1,300 @@
+"""Checkpoints: orbax folders that carry everything needed to resume, or to predict.
+
+    DIRECTORY/<step>/params, optimizer, ema (if any), metadata, SHA256SUMS
+
+``params`` and ``metadata`` alone make a detector. Writing is asynchronous and atomic: a step
+folder appears under its name only when it is complete. Orbax restores flipped bytes without a
+word, so every step carries the hashes of its files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from yolos_jax import checkpoint_files as files
+
+FORMAT = 1  # of the layout above and of the metadata's keys
+FOLDER = "checkpoints"  # of a run's work directory
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last few, and the best by AP.
+
+    Every process of a run makes one and calls the same methods in the same order.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_best: int):
+        """Opens a folder, which is made where it is missing.
+
+        Args:
+          directory: of the step folders; local or gs://.
+          keep_last: newest steps to keep, at least 1.
+          keep_best: steps with the highest AP to keep besides.
+        """
+        self.directory = files.absolute(directory)
+        self._saving = None  # the step that is being written in the background
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        multihost_utils.sync_global_devices("checkpoint folder made")
+        found = files.steps(self.directory)
+        self._ap = {step: files.read_ap(self.directory / str(step)) for step in found}
+        policies = [checkpoint_managers.LatestN(keep_last), files.KeepBest(self._ap, keep_best)]
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=(*files.ARRAYS, "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+            ),
+        )
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the highest AP among those kept, or None where none has an AP."""
+        kept = {step: self._ap[step] for step in self._manager.all_steps()}
+        return next(iter(files.best(kept, 1)), None)
+
+    def save(self, step: int, state: Any, metadata: Mapping, ap: float | None = None) -> bool:
+        """Starts to write a checkpoint; returns as soon as the arrays are copied to the host.
+
+        Args:
+          step: number of updates behind the state.
+          state: a NamedTuple with step, params, opt_state and ema (None: none).
+          metadata: what the checkpoint says about itself, JSON; ``step`` and ``ap`` are added.
+          ap: the state's AP, if it was evaluated.
+
+        Returns:
+          False if this step was already there; nothing is written then.
+
+        Raises:
+          ValueError: if the folder holds later steps.
+          OSError: if the previous checkpoint could not be written.
+        """
+        self.wait()
+        if self.last_step is not None and step <= self.last_step:
+            if step in self._manager.all_steps():
+                return False
+            raise ValueError(
+                f"{self.directory} holds step {self.last_step}; step {step} cannot be saved after "
+                "it: resume from it or use another folder"
+            )
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        self._start(step, items, metadata, ap)
+        return True
+
+    def restore(self, abstract_state: Any, shardings: Any) -> tuple[Any, dict] | None:
+        """Reads the newest checkpoint that is not damaged.
+
+        Damaged steps are named on stderr and renamed, out of the way, to ``<step>.damaged``.
+
+        Args:
+          abstract_state: a state of arrays or ``jax.ShapeDtypeStruct``: what is expected.
+          shardings: a state of shardings: where the arrays go.
+
+        Returns:
+          (state, metadata), or None if there is no checkpoint.
+
+        Raises:
+          ValueError: if all are damaged, or naming every entry that is missing, superfluous, or
+            of another shape or type than expected.
+        """
+        self.wait()
+        step = self._newest_undamaged()
+        if step is None:
+            return None
+        expected, targets = _items(abstract_state), _items(shardings)
+        folder = self.directory / str(step)
+        files.refuse_differences(folder, files.stored(folder), expected)
+        abstract = jax.tree.map(_abstract, expected, targets)
+        wanted = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        opt_state = files.named_leaves(restored["optimizer"]["state"])
+        structure = jax.tree.structure(abstract_state.opt_state)
+        in_order = [opt_state[path] for path in files.named_leaves(abstract_state.opt_state)]
+        state = abstract_state._replace(
+            step=restored["optimizer"]["step"],
+            params=restored["params"],
+            opt_state=jax.tree.unflatten(structure, in_order),
+            ema=restored["ema"] if "ema" in abstract else None,
+        )
+        return state, files.read_metadata(folder)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint being written is complete.
+
+        Raises:
+          OSError: if it could not be written (disk full, folder gone, ...).
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Whatever the file system's driver raises.
+            self._ap.pop(self._saving, None)
+            raise OSError(
+                f"checkpoint {self._saving} could not be written to {self.directory}: {error}\n"
+                f"intact there: steps {files.steps(self.directory)}"
+            ) from error
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits, and ends the threads that write."""
+        self.wait()
+        self._manager.close()
+
+    def _start(self, step: int, items: dict, metadata: Mapping, ap: float | None = None) -> None:
+        self._saving = step
+        self._ap[step] = None if ap is None or math.isnan(ap) else float(ap)
+        metadata = {**metadata, "step": step, "ap": self._ap[step]}
+        items = items | {"metadata": ocp.args.JsonSave(metadata)}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _write_sums(self) -> None:
+        # Orbax calls this on one process, when all have written their files and before the folder
+        # gets its final name, so that the hashes appear with the step or not at all.
+        step = str(self._saving)
+        for folder in self.directory.iterdir():
+            if folder.name == step or folder.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+                files.write_sums(folder)
+
+    def _newest_undamaged(self) -> int | None:
+        # One process reads the bytes; the others take its word, or the run would read every
+        # checkpoint as often as it has hosts and might choose different ones.
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        chosen = -1
+        if jax.process_index() == 0:
+            for step in steps:
+                damage = files.damage(self.directory / str(step))
+                if damage is None:
+                    chosen = step
+                    break
+                _report(step, damage)
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if steps and chosen < 0:
+            raise ValueError(
+                f"every checkpoint in {self.directory} is damaged (steps {sorted(steps)}): "
+                "move the folder away to start anew"
+            )
+        for step in steps:
+            if step > chosen:
+                if jax.process_index() == 0:
+                    files.set_aside(self.directory / str(step))
+                del self._ap[step]
+        multihost_utils.sync_global_devices("damaged steps set aside")
+        self._manager.reload()
+        return chosen if steps else None
+
+
+def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping) -> None:
+    """Writes parameters that come from elsewhere as step 0 of a new folder.
+
+    Args:
+      directory: where the step folder goes; must hold no checkpoint yet.
+      params: nested dict of arrays.
+      metadata: as for ``Checkpoints.save``.
+
+    Raises:
+      ValueError: if the folder holds checkpoints.
+      OSError: if it cannot be written.
+    """
+    steps = files.steps(files.absolute(directory))
+    if steps:
+        raise ValueError(
+            f"{directory} already holds checkpoints (steps {steps}): choose another folder"
+        )
+    checkpoints = Checkpoints(directory, keep_last=1, keep_best=0)
+    item = ocp.args.StandardSave(jax.tree.map(np.asarray, dict(params)))
+    checkpoints._start(0, {"params": item}, metadata)
+    checkpoints.close()
+
+
+def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, dict]:
+    """Reads what a detector needs; the average of the parameters where there is one.
+
+    Args:
+      path: a run's work directory, a folder of step folders, or one step folder.
+      prefer: 'best' (highest AP; the newest where none has one) or 'last', among several steps.
+        If that step is damaged it is named on stderr and the next in line is read.
+
+    Returns:
+      Nested dict of numpy arrays, and the metadata.
+
+    Raises:
+      ValueError: if there is no checkpoint, or none that is whole.
+    """
+    folder = files.absolute(path)
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no such folder; expected a checkpoint")
+    if (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    if (folder / "metadata").is_dir() or (folder / "params").is_dir():
+        return _load_step(folder)
+    steps = files.steps(folder)
+    if not steps:
+        raise ValueError(
+            f"{path}: not a checkpoint; expected a run's work directory, a folder of checkpoints "
+            "(with step folders 0, 100, ...) or one step folder"
+        )
+    order = steps[::-1]
+    if prefer == "best":
+        best = files.best({step: files.read_ap(folder / str(step)) for step in steps}, len(steps))
+        order = best + [step for step in order if step not in best]
+    for step in order:
+        damage = files.damage(folder / str(step))
+        if damage is None:
+            return _load_step(folder / str(step), verified=True)
+        _report(step, damage)
+    raise ValueError(f"{path}: every checkpoint there is damaged (steps {steps})")
+
+
+def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
+    damage = None if verified else files.damage(folder)
+    if damage is not None:
+        raise ValueError(f"damaged checkpoint: {damage}")
+    metadata = files.read_metadata(folder)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: checkpoint of format {metadata.get('format')}; this program reads {FORMAT}"
+        )
+    item = folder / ("ema" if (folder / "ema").is_dir() else "params")
+    reader = ocp.PyTreeCheckpointHandler()
+    # As numpy arrays, whatever devices the run had that wrote them.
+    numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    kinds = jax.tree.map(lambda _: numpy, reader.metadata(item).tree)
+    return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=kinds)), metadata
+
+
+def _items(state: Any) -> dict[str, Any]:
+    # The optimizer's state as nested dicts, so that neither optax's classes nor its empty states
+    # are part of the format.
+    opt_state: dict = {}
+    for path, leaf in files.named_leaves(state.opt_state).items():
+        node = opt_state
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    items = {"params": state.params, "optimizer": {"step": state.step, "state": opt_state}}
+    return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _abstract(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _report(step: int, damage: str) -> None:
+    print(f"checkpoint {step} is damaged, using another: {damage}", file=sys.stderr, flush=True)

@@ -1,0 +1,174 @@
+"""What a step folder of a checkpoint holds, seen without a manager: metadata, hashes, entries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+ARRAYS = ("params", "optimizer", "ema")  # items of arrays; the last only with an average
+SUMS = "SHA256SUMS"  # relative paths, as ``sha256sum -c`` reads them
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by orbax, after the hashes
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """Returns an absolute path, as orbax demands; gs:// paths are absolute already."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """Returns the steps whose folders are here, in order; half-written ones have other names."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def best(ap: Mapping[int, float | None], count: int) -> list[int]:
+    """Returns the steps of the highest AP, best first, the later one first among equals."""
+    known = [(value, step) for step, value in ap.items() if value is not None]
+    return [step for _, step in sorted(known, reverse=True)[:count]]
+
+
+class KeepBest(checkpoint_managers.PreservationPolicy):
+    """Preserves the steps of the highest AP.
+
+    Orbax's own BestN needs a metrics file in every step, and a damaged one of those stops the
+    manager from opening at all; our metadata holds the AP.
+    """
+
+    def __init__(self, ap: Mapping[int, float | None], count: int):
+        self._ap, self._count = ap, count
+
+    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
+        kept = best({info.step: self._ap[info.step] for info in checkpoints}, self._count)
+        return [info.step in kept for info in checkpoints]
+
+
+def read_metadata(folder: epath.Path) -> dict:
+    """Returns the metadata of a step folder.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    path = folder / "metadata" / "metadata"
+    try:
+        metadata = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot read the checkpoint's metadata: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(metadata).__name__}")
+    return metadata
+
+
+def read_ap(folder: epath.Path) -> float | None:
+    """Returns the AP that a step's metadata states; None where there is none to be read."""
+    try:
+        return read_metadata(folder).get("ap")
+    except ValueError:
+        return None  # The step is damaged, which is said when it is wanted.
+
+
+def write_sums(folder: epath.Path) -> None:
+    """Writes the hashes of a step's files beside them."""
+    names = _files(folder, "")
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def damage(folder: epath.Path) -> str | None:
+    """Compares a step's files with their hashes.
+
+    Returns:
+      One line that names the first file in disorder and what is wrong; None if all is well.
+    """
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{folder / SUMS}: cannot be read: {error}"
+    named = 0
+    for line in lines:
+        expected, gap, name = line.partition("  ")
+        if not gap or len(expected) != 64:
+            return f"{folder / SUMS}: not a list of SHA-256 hashes"
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            return f"{folder / name}: cannot be read: {error}"
+        if found != expected:
+            return f"{folder / name}: its bytes are not those written (SHA-256 differs)"
+        named += name.startswith(("params/", "metadata/"))
+    return None if named else f"{folder / SUMS}: names no file of params and metadata"
+
+
+def named_leaves(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves of a tree by path; keys, indices and field names all become text."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {tuple(jax.tree_util.keystr((k,), simple=True) for k in p): leaf for p, leaf in leaves}
+
+
+def stored(folder: epath.Path) -> dict[str, Any]:
+    """Returns shape and dtype of every array of a step: item -> nested dict."""
+    reader = ocp.PyTreeCheckpointHandler()
+    found = [name for name in ARRAYS if (folder / name).is_dir()]
+    return {name: reader.metadata(folder / name).tree for name in found}
+
+
+def refuse_differences(folder: epath.Path, stored: Any, expected: Any) -> None:
+    """Compares what a checkpoint holds with what is expected, entry by entry.
+
+    Args:
+      folder: the step, for the message.
+      stored: tree of anything with shape and dtype, as orbax's metadata.
+      expected: likewise.
+
+    Raises:
+      ValueError: naming every entry that is missing, superfluous, or of another shape or type.
+    """
+    stored, expected = named_leaves(stored), named_leaves(expected)
+    lines = []
+    for path in sorted(stored.keys() | expected.keys()):
+        name = "/".join(path)
+        if path not in stored:
+            lines.append(f"missing: {name}, expected {_kind(expected[path])}")
+        elif path not in expected:
+            lines.append(f"superfluous: {name}, {_kind(stored[path])}")
+        elif _kind(stored[path]) != _kind(expected[path]):
+            lines.append(f"{name}: {_kind(stored[path])}, expected {_kind(expected[path])}")
+    if lines:
+        raise ValueError(
+            f"checkpoint {folder} does not hold what this run expects:\n  " + "\n  ".join(lines)
+        )
+
+
+def set_aside(folder: epath.Path) -> None:
+    """Renames a step's folder to one that is no step."""
+    taken = {path.name for path in folder.parent.iterdir()}
+    names = (f"{folder.name}.damaged{n}" for n in ("", *range(2, len(taken) + 3)))
+    folder.rename(folder.parent / next(name for name in names if name not in taken))
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _files(folder: epath.Path, prefix: str) -> list[str]:
+    names = []
+    for path in folder.iterdir():
+        if path.is_dir():
+            names += _files(path, f"{prefix}{path.name}/")
+        elif prefix + path.name not in (*_WRITTEN_LAST, SUMS):
+            names.append(prefix + path.name)
+    return names
+
+
+def _sha256(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
