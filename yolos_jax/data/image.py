@@ -1,0 +1,205 @@
+"""Decode, orient, resize, cut into patches: the reference that predict uses. Pillow, no tensorflow.
+
+Resizing is Pillow's bilinear on 8 bits, what the original trains and evaluates with.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from yolos_jax.data import sizes
+
+ORIENTATION_TAG = 0x0112
+# What turns a picture stored with EXIF orientation 2..8 upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Header(NamedTuple):
+    """What a picture's file says before its pixels are decoded."""
+
+    height: int  # pixels, as stored
+    width: int
+    mode: str  # Pillow's: 'RGB', 'L', 'CMYK', 'I;16', ...
+    orientation: int  # EXIF's 1..8, 1 where absent
+
+    @property
+    def turned_size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        if self.orientation >= 5:
+            return self.width, self.height
+        return self.height, self.width
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """Reads a picture's size, mode and orientation without decoding it.
+
+    Raises:
+      ValueError: no such file, or not a picture; the message names the file.
+    """
+    name = os.fspath(path)
+    with _open_file(name) as file, _open_picture(file, name) as picture:
+        return Header(picture.height, picture.width, picture.mode, _orientation(picture))
+
+
+def decode(source: bytes | str | os.PathLike, exif: str = "ignore") -> np.ndarray:
+    """Decodes a picture of any kind to three channels of eight bits.
+
+    Grey becomes three equal channels, transparency is left out, CMYK is converted, of 16 bits the
+    higher eight are kept (as for PNGs with three channels of 16 bits), of an animation the first
+    picture.
+
+    Args:
+      source: the file's bytes, or its path.
+      exif: 'ignore' leaves pixels as stored, 'apply' turns them as the EXIF tag says.
+
+    Returns:
+      uint8 [height, width, 3].
+
+    Raises:
+      ValueError: no such file, not a picture, truncated; the message names the file.
+    """
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), f"picture of {len(source)} bytes", exif)
+    name = os.fspath(source)
+    with _open_file(name) as file:
+        return _decode(file, name, exif)
+
+
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """A Pillow picture of any mode as uint8 [height, width, 3]; see ``decode``."""
+    if picture.mode.startswith("I"):
+        # Pillow's own conversion cuts everything above 255 to white.
+        grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("pixels are floating-point numbers, expected 8 or 16 bits")
+    if picture.mode == "P" and "transparency" in picture.info:
+        # The palette's colours without their transparency: the same, and Pillow does not warn.
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pillow's bilinear resize (antialiased when shrinking), uint8 [h, w, 3] -> [height, width, 3].
+
+    Raises:
+      ValueError: a side below one pixel.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"cannot resize a picture to {height}x{width} pixels (height x width)")
+    picture = Image.fromarray(image)
+    return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def patchify(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Cuts a picture into square patches, row by row.
+
+    Args:
+      image: [height, width, 3]; pixels beyond the last whole patch are left out, as a convolution
+        with that stride leaves them.
+      patch_size: pixels.
+
+    Returns:
+      [rows * columns, P] of the same dtype, P = y, x, channel.
+    """
+    rows, cols = image.shape[0] // patch_size, image.shape[1] // patch_size
+    whole = image[: rows * patch_size, : cols * patch_size]
+    patches = whole.reshape(rows, patch_size, cols, patch_size, 3).transpose(0, 2, 1, 3, 4)
+    return patches.reshape(rows * cols, patch_size * patch_size * 3)
+
+
+def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch_size: int) -> np.ndarray:
+    """Puts patches back together.
+
+    Args:
+      patches: [N, P], N at least rows * columns; padding behind them is left out.
+      grid: rows and columns.
+      patch_size: pixels.
+
+    Returns:
+      [rows * patch_size, columns * patch_size, 3] of the same dtype.
+    """
+    rows, cols = (int(side) for side in grid)
+    image = patches[: rows * cols].reshape(rows, cols, patch_size, patch_size, 3)
+    return image.transpose(0, 2, 1, 3, 4).reshape(rows * patch_size, cols * patch_size, 3)
+
+
+def preprocess(
+    image: np.ndarray, preprocess_cfg: Mapping[str, Any], patch_size: int, name: str = "picture"
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """What evaluation and predict do to a picture; normalising is left to the compiled step.
+
+    Args:
+      image: uint8 [height, width, 3].
+      preprocess_cfg: ``size`` and ``max_size`` of config.preprocess, pixels.
+      patch_size: pixels.
+      name: of the picture, for the message.
+
+    Returns:
+      patches uint8 [rows * columns, P] and (rows, columns).
+
+    Raises:
+      ValueError: the picture is so thin that less than a patch would be left of it.
+    """
+    height, width = image.shape[:2]
+    limits = preprocess_cfg["size"], preprocess_cfg["max_size"]
+    new = tuple(int(side) for side in sizes.resized_size(height, width, *limits, patch_size))
+    sizes.check_resized(height, width, *new, name)
+    return patchify(resize(image, *new), patch_size), (new[0] // patch_size, new[1] // patch_size)
+
+
+def _decode(file: Any, name: str, exif: str) -> np.ndarray:
+    if exif not in ("ignore", "apply"):
+        raise ValueError(f"exif is {exif!r}, expected 'ignore' or 'apply'")
+    with _open_picture(file, name) as picture:
+        turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
+        try:
+            rgb = to_rgb(picture if turn is None else picture.transpose(turn))
+        # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
+        except Exception as error:
+            raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
+    return rgb
+
+
+def _open_file(name: str):
+    try:
+        return epath.Path(name).open("rb")
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def _open_picture(file: Any, name: str) -> Image.Image:
+    try:
+        return Image.open(file)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{name}: not a picture of a known kind") from None
+    except Exception as error:  # a header that is cut or makes no sense, whatever the format
+        raise ValueError(f"{name}: not a picture: {_reason(error)}") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where the tag is absent, damaged or means nothing."""
+    try:
+        value = picture.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF of an otherwise good picture is no reason to refuse it
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
