@@ -18,6 +18,8 @@ ORDER = [
     ["data.image"],
     ["data.index"],
     ["data.validate"],
+    ["data.augment"],
+    ["data.buckets"],
     ["data.plan"],
     ["data.pipeline"],
     ["data.shapes"],

@@ -1,0 +1,217 @@
+"""An epoch before its pixels: order, augmentation, boxes and buckets of every step, as columns.
+
+COCO-format annotations state every picture's size, so all that is random about an epoch can be
+decided before one is read. A plan is a pure function of index, recipe, buckets, seed and epoch:
+every host computes the same one and takes its rows of each step, and to resume a run is to compute
+the plan again and start at the step.
+
+Order of training: rows are permuted, and the tail that fills no batch is dropped, as the
+reference does; within windows of some steps rows are sorted by length, so that the pictures of a
+step need about the same padding; then the steps of a window are shuffled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from yolos_jax.batch import Bucket
+from yolos_jax.data import augment
+from yolos_jax.data.augment import Draws, EvalRecipe, Recipe
+from yolos_jax.data.buckets import choose_buckets, smallest_bucket
+from yolos_jax.data.index import Index
+
+__all__ = [
+    "EvalRecipe",
+    "Plan",
+    "Recipe",
+    "choose_buckets",
+    "make_eval_plan",
+    "make_plan",
+]
+
+TARGETS_MULTIPLE = 8  # of M, so that few sets differ in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """S steps of B rows. A row that pads the last step is -1 and has the grid (1, 1)."""
+
+    rows: np.ndarray  # int64 [S, B]: row of the index
+    flip: np.ndarray  # bool [S, B]: mirrored left to right, after the crop
+    crop: np.ndarray  # float64 [S, B, 4]: top, left, height, width in pixels of the original;
+    # exactly (0, 0, its height, its width) where the whole picture is used.
+    size: np.ndarray  # int32 [S, B, 2]: final height and width, pixels
+    grid: np.ndarray  # int32 [S, B, 2]: rows and columns of patches
+    bucket: np.ndarray  # int32 [S]: number of the step's bucket
+    buckets: tuple[Bucket, ...]
+    box_offsets: np.ndarray  # int64 [S * B + 1]: where the boxes of each row start and end
+    boxes_cxcywh: np.ndarray  # float32 [T, 4]: relative to the final picture
+    labels: np.ndarray  # int32 [T]: slots of the label map
+    max_boxes: int  # M: the most boxes that a picture of the dataset has, rounded up
+
+    @property
+    def steps(self) -> int:
+        """S."""
+        return self.rows.shape[0]
+
+    @property
+    def batch_size(self) -> int:
+        """B, over all hosts."""
+        return self.rows.shape[1]
+
+    def waste(self) -> float:
+        """Share of all patches that the device computes which are padding, 0..1."""
+        computed = self.batch_size * np.array([b.patches for b in self.buckets])[self.bucket].sum()
+        return 1 - self.grid[self.rows >= 0].prod(axis=-1, dtype=np.int64).sum() / computed
+
+    def describe(self) -> str:
+        """A table of the buckets: their bounds, share of the steps, and padding."""
+        lines = ["patches  rows  cols  steps  padding"]
+        for number, bucket in enumerate(self.buckets):
+            steps = self.bucket == number
+            real = self.grid[steps][self.rows[steps] >= 0].prod(axis=-1, dtype=np.int64).sum()
+            computed = max(int(steps.sum()) * self.batch_size * bucket.patches, 1)
+            lines.append(
+                f"{bucket.patches:7d} {bucket.rows:5d} {bucket.cols:5d} {steps.mean():6.1%} "
+                + (f"{1 - real / computed:8.1%}" if steps.any() else "        -")
+            )
+        lines.append(
+            f"{self.steps} steps of {self.batch_size} pictures, {self.waste():.1%} of the patches "
+            f"are padding, {len(np.unique(self.bucket))} of {len(self.buckets)} buckets in use"
+        )
+        return "\n".join(lines)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that differ when anything in the plan does."""
+        digest = hashlib.sha256(repr((self.buckets, self.max_boxes, self.rows.shape)).encode())
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                digest.update(np.ascontiguousarray(value))
+        return digest.hexdigest()[:16]
+
+
+def make_plan(
+    index: Index,
+    recipe: Recipe,
+    buckets: tuple[Bucket, ...],
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    window: int,
+    microbatches: int = 1,
+) -> Plan:
+    """Plans an epoch of training.
+
+    Args:
+      index: the dataset, I images.
+      recipe: of resizing and augmentation.
+      buckets: what ``choose_buckets`` returned for this index and recipe.
+      seed: not negative; of order and augmentation.
+      epoch: counted from 0; every epoch is drawn anew.
+      batch_size: B, images of a step over all hosts.
+      window: steps within which pictures are grouped by length; 1 turns grouping off.
+      microbatches: parts that a step is divided into; must divide the batch size.
+
+    Returns:
+      A plan of I // B steps.
+
+    Raises:
+      ValueError: when the batch is larger than the dataset or is not divisible into microbatches,
+        when a number is out of range, or a picture has no size left after rounding.
+    """
+    if batch_size > len(index):
+        raise ValueError(
+            f"batch_size is {batch_size}, but {index.annotations} has only {len(index)} pictures"
+        )
+    if batch_size < 1 or window < 1 or microbatches < 1 or batch_size % microbatches:
+        raise ValueError(
+            f"batch_size {batch_size}, buckets.window {window} and microbatches {microbatches} "
+            "must be at least 1, and batch_size divisible by microbatches"
+        )
+    draws = augment.draw(index, recipe, seed, epoch)
+    grid = draws.size // recipe.multiple
+    required = smallest_bucket(grid, buckets)
+    steps = len(index) // batch_size
+    order = np.argsort(augment.uniforms(seed, epoch, augment.ORDER, len(index), 1)[:, 0])
+    order = order[: steps * batch_size]
+    # Sorted within windows: by bucket first, since a bucket may be needed for its bounds; the
+    # sort is stable, so that pictures of one length stay in random order.
+    lengths = grid.prod(axis=1, dtype=np.int64)
+    limit = int(lengths.max()) + 1
+    window_of_place = np.arange(len(order)) // (batch_size * window)
+    key = (window_of_place * len(buckets) + required[order]) * limit + lengths[order]
+    places = np.argsort(key, kind="stable").reshape(steps, batch_size)
+    # Within a step back to random order: no host, no microbatch gets all the large pictures.
+    places.sort(axis=1)
+    shuffle = augment.uniforms(seed, epoch, augment.STEPS, steps, 1)[:, 0]
+    places = places[np.lexsort([shuffle, np.arange(steps) // window])]
+    return _columns(index, draws, order[places], required, buckets, recipe.multiple)
+
+
+def make_eval_plan(
+    index: Index, recipe: EvalRecipe, buckets: tuple[Bucket, ...], *, batch_size: int
+) -> Plan:
+    """Plans an evaluation: every image exactly once, by length; the last step is padded.
+
+    Args and errors are those of ``make_plan``; a batch larger than the dataset is padded too.
+    """
+    if batch_size < 1 or not len(index):
+        raise ValueError(
+            f"batch_size is {batch_size} and {index.annotations} has {len(index)} pictures; "
+            "expected at least one of each"
+        )
+    draws = augment.draw_eval(index, recipe)
+    grid = draws.size // recipe.multiple
+    required = smallest_bucket(grid, buckets)
+    order = np.lexsort([grid.prod(axis=1, dtype=np.int64), required])
+    rows = np.full(-(-len(index) // batch_size) * batch_size, -1, np.int64)
+    rows[: len(order)] = order
+    rows = rows.reshape(-1, batch_size)
+    return _columns(index, draws, rows, required, buckets, recipe.multiple)
+
+
+def _columns(
+    index: Index,
+    draws: Draws,
+    rows: np.ndarray,
+    required: np.ndarray,
+    buckets: tuple[Bucket, ...],
+    multiple: int,
+) -> Plan:
+    """Gathers what the rows [S, B] need; ``required`` is the bucket of each row of the index."""
+    real = rows >= 0
+    offsets, boxes, labels = augment.surviving_boxes(index, draws, rows.ravel())
+    size = np.where(real[..., None], draws.size[rows], np.int32(multiple))
+    crop = _original_rectangles(index, draws)[rows]
+    return Plan(
+        rows=rows,
+        flip=draws.flip[rows] & real,
+        crop=np.where(real[..., None], crop, 0.0),
+        size=size,
+        grid=size // np.int32(multiple),
+        bucket=np.where(real, required[rows], 0).max(axis=1),
+        buckets=buckets,
+        box_offsets=offsets,
+        boxes_cxcywh=boxes,
+        labels=labels,
+        max_boxes=max(-(-index.max_boxes // TARGETS_MULTIPLE), 1) * TARGETS_MULTIPLE,
+    )
+
+
+def _original_rectangles(index: Index, draws: Draws) -> np.ndarray:
+    """The crops float64 [I, 4] as fractional rectangles of the original pictures, not flipped.
+
+    What is not cropped is exactly (0, 0, height, width): products of integers are exact.
+    """
+    top, left, height, width = draws.rect.astype(np.float64).T
+    left = np.where(draws.flip, draws.frame[:, 1] - left - width, left)
+    frame_height, frame_width = draws.frame.T
+    down, across = np.stack([top, height]), np.stack([left, width])
+    top, height = down * index.heights / frame_height
+    left, width = across * index.widths / frame_width
+    return np.stack([top, left, height, width], axis=1)
