@@ -1,0 +1,85 @@
+"""Sharding rules, host rows and the way to global arrays and back."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from yolos_jax import mesh as mesh_lib
+from yolos_jax.batch import Batch, Bucket, HostBatch, Targets
+
+
+def test_mesh_covers_all_devices():
+    mesh = mesh_lib.make_mesh(2)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2} and mesh.size == 8
+    for fsdp in (0, 3, 16):
+        with pytest.raises(ValueError, match=f"mesh.fsdp is {fsdp}: .* number of devices, 8"):
+            mesh_lib.make_mesh(fsdp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((12, 192, 576), (None, None, "fsdp")),  # stacked kernel: the widest axis
+        ((12, 768, 192), (None, "fsdp", None)),
+        ((64, 64), (None, "fsdp")),  # equal axes: the last
+        ((50, 83, 192), (None, None, "fsdp")),
+        ((14, 331, 990), (None, None, "fsdp")),
+        ((13, 331, 991), ()),  # nothing divides
+        ((12, 2), ()),  # small
+        ((), ()),
+    ],
+)
+def test_rule(shape, spec):
+    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(2)).spec == PartitionSpec(*spec)
+    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(1)).spec == PartitionSpec()
+
+
+def test_bytes_per_device():
+    tree = {"kernel": np.zeros((64, 256), np.float32), "bias": np.zeros(256, np.float32)}
+    assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(8)) == 64 * 256 * 4 // 8 + 1024
+    assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(1)) == 64 * 256 * 4 + 1024
+
+
+def test_host_rows_of_one_process_are_all():
+    mesh = mesh_lib.make_mesh(2)
+    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16), np.arange(16))
+    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16, 2), np.arange(16))
+    with pytest.raises(ValueError, match=r"12 images .* 8 devices: .* multiple of 8"):
+        mesh_lib.host_rows(mesh, 12)
+    with pytest.raises(ValueError, match=r"8 devices x 2 microbatches: .* multiple of 16"):
+        mesh_lib.host_rows(mesh, 8, 2)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_host_rows_are_those_of_the_process_devices(fsdp, monkeypatch):
+    # As the second of two processes with four devices each sees it.
+    mesh = mesh_lib.make_mesh(fsdp)
+    sharding = mesh_lib.batch_sharding(mesh)
+    mine = dict(list(sharding.devices_indices_map((8,)).items())[4:])
+    monkeypatch.setattr(
+        jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: mine
+    )
+    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16, 2), [4, 5, 6, 7, 12, 13, 14, 15])
+
+
+def test_to_global_arrays_and_back():
+    mesh = mesh_lib.make_mesh(2)
+    host = HostBatch(
+        batch=Batch(np.arange(16 * 4 * 3).astype(np.uint8).reshape(16, 4, 3),
+                    np.ones((16, 2), np.int32), np.arange(16) % 2 == 0),
+        targets=Targets(np.arange(16, dtype=np.int32)[:, None], np.zeros((16, 1, 4), np.float32),
+                        np.ones((16, 1), bool)),
+        image_ids=np.arange(16), original_size=np.ones((16, 2), np.int32), bucket=Bucket(4, 2, 2),
+    )  # fmt: skip
+    parts = mesh_lib.put_microbatches(host, mesh, 2)
+    assert len(parts) == 2
+    for index, (batch, targets) in enumerate(parts):
+        assert batch.patches.sharding == mesh_lib.batch_sharding(mesh)
+        assert batch.patches.dtype == np.uint8
+        gathered, labels = mesh_lib.gather_rows((batch, targets.labels))
+        rows = slice(index * 8, index * 8 + 8)
+        jax.tree.map(np.testing.assert_array_equal, gathered, Batch(*(a[rows] for a in host.batch)))
+        np.testing.assert_array_equal(labels[:, 0], np.arange(16)[rows])

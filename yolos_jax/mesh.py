@@ -1,0 +1,145 @@
+"""The device mesh, where parameters live on it, and host rows -> global arrays and back.
+
+One mesh with the axes ``data`` and ``fsdp``: batches are split over both, parameters over ``fsdp``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from yolos_jax.batch import Batch, HostBatch, Targets
+
+ROWS = ("data", "fsdp")  # the mesh axes that split a batch
+# Smaller arrays are replicated: gathering one costs a message's latency and saves next to nothing.
+SHARDED_FROM = 4096  # elements
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """Returns a mesh over all devices of all processes.
+
+    Args:
+      fsdp: devices that share one copy of the parameters.
+
+    Raises:
+      ValueError: if the devices do not divide into groups of that size.
+    """
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"mesh.fsdp is {fsdp}: it must divide the number of devices, {count}")
+    # Auto: under the default, Explicit, flax's LayerNorm does not trace.
+    return jax.make_mesh((count // fsdp, fsdp), ROWS, axis_types=(AxisType.Auto,) * 2)
+
+
+def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Returns where an array of parameters, or of the optimiser's state, lives.
+
+    Its largest axis that divides among the ``fsdp`` devices is split over them, the last one of
+    equal ones; an array without such an axis, or a small one, is on every device. The axis of
+    stacked blocks is never the largest, so a scan over blocks gathers one block at a time.
+    """
+    fsdp = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not axes or np.prod(shape) < SHARDED_FROM:
+        return NamedSharding(mesh, PartitionSpec())
+    largest = max(axes, key=lambda axis: (shape[axis], axis))
+    names = [None] * len(shape)
+    names[largest] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*names))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns ``sharding_of`` every leaf; parameters, optimiser state and average agree by rule."""
+    return jax.tree.map(lambda leaf: sharding_of(leaf.shape, mesh), tree)
+
+
+def bytes_per_device(tree: Any, mesh: Mesh) -> int:
+    """Returns what a tree of parameters or states takes on each device."""
+    sizes = [
+        np.prod(sharding_of(leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return int(sum(sizes))
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Returns the sharding of arrays whose axis ``axis`` is the images of a batch."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device has whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def host_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> np.ndarray:
+    """Returns the rows of a global batch that this process reads, in the order it reads them.
+
+    Microbatch j consists of the rows from j * batch_size / microbatches on, whatever the number of
+    processes, so that a run can be resumed on another one.
+
+    Args:
+      mesh: of all devices.
+      batch_size: rows of the global batch.
+      microbatches: parts of equal size that the batch goes through the model in.
+
+    Returns:
+      int64 [batch_size / processes], ascending.
+
+    Raises:
+      ValueError: if a microbatch does not divide among the devices.
+    """
+    if batch_size < 1 or microbatches < 1 or batch_size % (mesh.size * microbatches):
+        parts = f" x {microbatches} microbatches" if microbatches > 1 else ""
+        raise ValueError(
+            f"a batch of {batch_size} images does not divide among {mesh.size} devices{parts}: "
+            f"the batch size must be a multiple of {mesh.size * microbatches}"
+        )
+    size = batch_size // microbatches
+    mine = batch_sharding(mesh).addressable_devices_indices_map((size,))
+    rows = np.unique([np.arange(size)[index] for index in mine.values()])
+    return (np.arange(microbatches)[:, None] * size + rows).reshape(-1)
+
+
+def put_batch(arrays: Any, mesh: Mesh) -> Any:
+    """Makes global arrays of this process' rows.
+
+    Args:
+      arrays: tree of numpy arrays [rows of this process, ...], in the order of ``host_rows``.
+      mesh: that the rows are split over.
+
+    Returns:
+      The same tree of jax arrays [rows of all processes, ...]. Does not wait for the transfer.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        rows = array.shape[0] * jax.process_count()
+        return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+
+    return jax.tree.map(put, arrays)
+
+
+def put_microbatches(
+    host_batch: HostBatch, mesh: Mesh, microbatches: int = 1
+) -> list[tuple[Batch, Targets]]:
+    """Splits this process' rows of a step into microbatches and makes global arrays of each."""
+    size = host_batch.batch.patches.shape[0] // microbatches
+
+    def part(index: int) -> tuple[Batch, Targets]:
+        rows = slice(index * size, (index + 1) * size)
+        arrays = (host_batch.batch, host_batch.targets)
+        return put_batch(jax.tree.map(lambda array: array[rows], arrays), mesh)
+
+    return [part(index) for index in range(microbatches)]
+
+
+def gather_rows(arrays: Any) -> Any:
+    """Returns a tree of global arrays as numpy arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
