@@ -1,58 +1,123 @@
 """Attention over sequences whose valid tokens are a prefix, by several backends.
 
 Every backend computes the same function on valid tokens: softmax over the first ``lengths[b]``
-keys. What a padding token gets is finite and means nothing. ``auto`` picks by platform, dtype and
-length:
+keys. What a padding token gets is finite and means nothing.
 
-    stock    the textbook form; short sequences, attention maps
-    chunked  queries in chunks, each recomputed in the backward pass: training without fused kernels
-    heads    one head at a time: inference on the CPU
-    cudnn    fused, GPU, 16-bit types
-    splash   fused, TPU
+    stock    the textbook form: short sequences
+    chunked  queries in chunks, recomputed in the backward pass: accelerators without a fused kernel
+    heads    the same, one head at a time: the CPU, whose caches then hold what it works on
+    cudnn    fused, GPU, bfloat16
+    splash   fused, TPU, bfloat16
+    auto     the one of these that fits platform, type and length
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh, PartitionSpec
 
 Array = jax.Array
 
 BACKENDS = ("auto", "stock", "chunked", "heads", "cudnn", "splash")
-SHORT = 256  # tokens; below, nothing beats the textbook form
+_SHORT = 256  # tokens; up to here the textbook form is the fastest everywhere
 _CHUNK = 256  # queries
-_SAVED_NAME = "attention_out"
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
+_SAVED = "attention_out"
 
 
-def attention(q: Array, k: Array, v: Array, lengths: Array, backend: str) -> Array:
+def attention(
+    q: Array, k: Array, v: Array, lengths: Array, backend: str, mesh: Mesh | None = None
+) -> Array:
     """Softmax attention, scaled by ``d ** -0.5``, over the first ``lengths[b]`` keys.
 
     Args:
       q, k, v: float [B, T, H, d].
       lengths: int32 [B], at least 1.
-      backend: one of BACKENDS, not 'auto' (see ``resolve``).
+      backend: one of BACKENDS but 'auto' (see ``resolve``).
+      mesh: the devices that B is sharded over, all of its axes; 'splash' must know, since the
+        compiler does not partition its kernel. None: one device.
 
     Returns:
       [B, T, H, d] in the inputs' type.
     """
-    return checkpoint_name(_FUNCTIONS[backend](q, k, v, lengths), _SAVED_NAME)
+    if backend == "splash":
+        attend = _splash
+        if mesh is not None and mesh.size > 1:
+            rows = PartitionSpec(mesh.axis_names)
+            attend = jax.shard_map(
+                _splash, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+            )
+        return attend(q, k, v, lengths)
+    if backend == "cudnn":
+        return _cudnn(q, k, v, lengths)
+    function = {"stock": _attend, "chunked": _chunked, "heads": _one_head_at_a_time}[backend]
+    out = _swap(function(_swap(q), _swap(k), _swap(v), lengths))
+    return checkpoint_name(out, _SAVED)
 
 
 def attention_map(q: Array, k: Array, lengths: Array) -> Array:
-    """The softmax itself, float32 [B, H, T, T] (query, key)."""
-    return jax.nn.softmax(_logits(_heads_major(q), _heads_major(k), lengths), axis=-1)
+    """The softmax itself, float32 [B, H, T, T] (query, key), of [B, T, H, d]."""
+    return jax.nn.softmax(_logits(_swap(q), _swap(k), lengths), axis=-1)
 
 
-def resolve(backend: str, *, platform: str, dtype: Any, tokens: int, train: bool) -> str:
-    return "stock" if backend == "auto" else backend
+def save_attention(primitive, *args, **params) -> bool:
+    """A rematerialisation policy: keep what attention gave, and what its backward kernels need."""
+    if primitive.name == "dot_product_attention_fwd_wrapper":  # cuDNN's output and statistics
+        return True
+    return jax.checkpoint_policies.save_only_these_names(_SAVED)(primitive, *args, **params)
 
 
-def _heads_major(x: Array) -> Array:
+def resolve(backend: str, *, platform: str, dtype: str, tokens: int) -> str:
+    """Turns 'auto' into the backend for a program; prints each choice once.
+
+    Args:
+      backend: one of BACKENDS; all but 'auto' come back as they are.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      dtype: of queries, keys and values, 'float32' or 'bfloat16'.
+      tokens: T, padding included.
+    """
+    if backend != "auto":
+        return backend
+    choice = "heads" if platform == "cpu" else "chunked"
+    if tokens <= _SHORT:
+        choice = "stock"
+    elif platform == "tpu" and dtype == "bfloat16":
+        choice = "splash"
+    elif platform == "gpu" and dtype == "bfloat16" and _cudnn_works():
+        choice = "cudnn"
+    length = "short" if tokens <= _SHORT else "long"
+    _print_once(f"attention: '{choice}' for {length} sequences in {dtype} on {platform}")
+    return choice
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@functools.cache
+def _cudnn_works() -> bool:
+    """Runs it once, gradient included: drivers, libraries and cards differ in what they support."""
+    x = jnp.ones((1, 128, 1, 64), jnp.bfloat16)
+    lengths = jnp.full((1,), 100, jnp.int32)
+    try:
+        jax.block_until_ready(jax.grad(lambda x: _cudnn(x, x, x, lengths).astype(float).sum())(x))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        _print_once(f"attention: no cuDNN attention here, using 'chunked' ({reason})")
+        return False
+    return True
+
+
+def _swap(x: Array) -> Array:
+    """Tokens-major to heads-major and back."""
     return x.transpose(0, 2, 1, 3)
 
 
@@ -64,10 +129,9 @@ def _logits(q: Array, k: Array, lengths: Array) -> Array:
 
 
 def _attend(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-    """Heads-major attention; the sum is divided out of the small result, not the large map."""
+    """Heads-major; the softmax's sum divides the small result, not the large map."""
     logits = _logits(q, k, lengths)
-    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp(logits)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.einsum(
         "bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
@@ -75,11 +139,55 @@ def _attend(q: Array, k: Array, v: Array, lengths: Array) -> Array:
     return (out / total).astype(v.dtype)
 
 
-def _stock(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-    return _heads_major(_attend(_heads_major(q), _heads_major(k), _heads_major(v), lengths))
+def _chunked(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+    """Heads-major; never more than _CHUNK rows of the map at a time, in either pass."""
+    batch, heads, tokens, width = q.shape
+    count = -(-tokens // _CHUNK)
+    size = -(-tokens // count)  # equal chunks: the last is not nearly empty
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, count * size - tokens), (0, 0)))
+    chunks = q.reshape(batch, heads, count, size, width).transpose(2, 0, 1, 3, 4)
+    out = jax.lax.map(jax.checkpoint(lambda chunk: _attend(chunk, k, v, lengths)), chunks)
+    return out.transpose(1, 2, 0, 3, 4).reshape(batch, heads, -1, width)[:, :, :tokens]
 
 
-_FUNCTIONS = {"stock": _stock}
+def _one_head_at_a_time(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+    q, k, v = (x.swapaxes(0, 1)[:, :, None] for x in (q, k, v))
+    out = jax.lax.map(lambda head: _chunked(*head, lengths), (q, k, v))
+    return out[:, :, 0].swapaxes(0, 1)
 
-# What the 'default' rematerialisation policy keeps of a block.
-save_attention = jax.checkpoint_policies.save_only_these_names(_SAVED_NAME)
+
+def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+    """[B, T, H, d]; head widths are padded to the multiple of 8 that the kernel asks for."""
+    width = q.shape[-1]
+    pad = [(0, 0)] * 3 + [(0, -width % 8)]
+    out = jax.nn.dot_product_attention(
+        *(jnp.pad(x, pad) for x in (q, k, v)),
+        scale=width**-0.5,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return out[..., :width]
+
+
+def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = False) -> Array:
+    """[B, T, H, d]; lengths become segments, so that padding attends to padding."""
+    tokens, heads, width = q.shape[1:]
+    pad = ((0, 0), (0, 0), (0, -tokens % 128), (0, 0))
+    q = (q.astype(jnp.float32) * width**-0.5).astype(k.dtype)  # the kernel does not scale
+    q, k, v = (jnp.pad(_swap(x), pad) for x in (q, k, v))
+    length = q.shape[2]
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        block_sizes=splash.BlockSizes(
+            **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
+        ),
+        residual_checkpoint_name=_SAVED,
+        interpret=interpret,
+    )
+
+    def one_image(q, k, v, valid):
+        segment = (jnp.arange(length) < valid).astype(jnp.int32)
+        return kernel(q, k, v, segment_ids=splash.SegmentIds(q=segment, kv=segment))
+
+    return _swap(jax.vmap(one_image)(q, k, v, lengths)[:, :, :tokens])

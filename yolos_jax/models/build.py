@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from yolos_jax.batch import Batch, Outputs
 from yolos_jax.models import attention, vit
@@ -44,6 +46,7 @@ class Model(NamedTuple):
 
     config: YolosConfig
     num_classes: int  # K; logits have one more, for no-object.
+    mesh: Mesh | None = None  # devices that batches are sharded over; None: one.
 
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""
@@ -53,7 +56,7 @@ class Model(NamedTuple):
             grid=jnp.ones((1, 2), jnp.int32),
             image_valid=jnp.ones((1,), bool),
         )
-        return self._module(batch, (1, 1), train=False, capture=False).init(rng, batch)["params"]
+        return self._module(batch, (1, 1), capture=False).init(rng, batch)["params"]
 
     def apply(
         self,
@@ -61,7 +64,6 @@ class Model(NamedTuple):
         batch: Batch,
         *,
         bounds: tuple[int, int],
-        train: bool = False,
         rng: jax.Array | None = None,
         capture: bool = False,
     ) -> Outputs | tuple[Outputs, dict[str, jax.Array]]:
@@ -71,42 +73,44 @@ class Model(NamedTuple):
           params: from ``init`` or a checkpoint.
           batch: with normalised patches, float32 [B, N, P].
           bounds: no image of the batch has more rows of patches, or more columns. Static.
-          train: whether a gradient will be taken, for which attention 'auto' picks another form.
           rng: randomness of the forward pass; YOLOS has none.
           capture: also return what happened inside.
 
         Returns:
           The outputs, and when capturing a dict of ``embed`` [B, T, D] (tokens before the first
-          block), ``blocks`` [L, B, T, D] (after each block, before the mid table is added), ``norm``
-          [B, T, D] (after the last LayerNorm), ``attention`` float32 [B, H, T, T] (of the last
-          block: query, key), T = 1 + Q + N in the order class, detection tokens, patches, padding.
+          block), ``blocks`` [L, B, T, D] (after each block, before the mid table is added),
+          ``norm`` [B, T, D] (after the last LayerNorm), ``attention`` float32 [B, H, T, T] (of the
+          last block: query, key); T = 1 + Q + N: class, detection tokens, patches, padding.
         """
         del rng
-        module = self._module(batch, bounds, train=train, capture=capture)
+        module = self._module(batch, bounds, capture=capture)
         outputs, captured = module.apply({"params": params}, batch)
         return (outputs, captured) if capture else outputs
 
-    def _module(self, batch: Batch, bounds: tuple[int, int], *, train: bool, capture: bool):
+    def _module(self, batch: Batch, bounds: tuple[int, int], *, capture: bool):
         config = self.config
         backend = attention.resolve(
             config.attention,
             platform=jax.default_backend(),
             dtype=config.dtype,
             tokens=1 + config.num_queries + batch.patches.shape[1],
-            train=train,
         )
-        return Yolos(config, self.num_classes, backend, tuple(bounds), capture)
+        attend = functools.partial(attention.attention, backend=backend, mesh=self.mesh)
+        return Yolos(config, self.num_classes, attend, tuple(bounds), capture)
 
 
 _NAMES = ("yolos",)
 
 
-def build_model(model_config: Mapping[str, Any], num_classes: int) -> Model:
+def build_model(
+    model_config: Mapping[str, Any], num_classes: int, mesh: Mesh | None = None
+) -> Model:
     """Builds the model that ``config.model`` describes.
 
     Args:
       model_config: the keys of ``config.model`` in configs/common.py.
       num_classes: K, slots of the label map.
+      mesh: the devices that batches are sharded over, if more than one; attention on TPU needs it.
 
     Raises:
       ValueError: unknown name, missing or unknown key, or a value that makes no model.
@@ -115,7 +119,7 @@ def build_model(model_config: Mapping[str, Any], num_classes: int) -> Model:
     name = values.pop("name", None)
     if name not in _NAMES:
         raise ValueError(f"model.name is {name!r}; known models: {', '.join(_NAMES)}.")
-    return Model(_checked(values), num_classes)
+    return Model(_checked(values), num_classes, mesh)
 
 
 def _checked(values: dict[str, Any]) -> YolosConfig:
@@ -135,9 +139,14 @@ def _checked(values: dict[str, Any]) -> YolosConfig:
     for key, allowed in choices.items():
         if values[key] not in allowed:
             raise ValueError(f"model.{key} is {values[key]!r}; expected one of {allowed}.")
+    if config.attention in ("cudnn", "splash") and config.dtype != "bfloat16":
+        raise ValueError(
+            f"model.attention {config.attention!r} needs model.dtype 'bfloat16', "
+            f"not {config.dtype!r}."
+        )
     if config.width % config.heads:
         raise ValueError(
-            f"model.width {config.width} does not divide into model.heads {config.heads}."
+            f"model.width {config.width} is not a multiple of model.heads {config.heads}."
         )
     if config.position_init == "sincos" and config.width % 4:
         raise ValueError(

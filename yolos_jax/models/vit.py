@@ -6,16 +6,17 @@ Dosovitskiy et al., "An image is worth 16x16 words", with the mid position table
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from yolos_jax.models import attention as attention_lib
-from yolos_jax.models import position
+from yolos_jax.models import attention, position
 
 Array = jax.Array
+Attend = Callable[[Array, Array, Array, Array], Array]
 
 REMAT = ("none", "default", "full")
 
@@ -33,7 +34,7 @@ class SelfAttention(nn.Module):
 
     heads: int
     dtype: Any
-    backend: str
+    attend: Attend
 
     @nn.compact
     def __call__(self, tokens: Array, lengths: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -41,8 +42,7 @@ class SelfAttention(nn.Module):
         width = tokens.shape[-1]
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=weight_init, name="qkv")(tokens)
         q, k, v = jnp.split(qkv.reshape(*tokens.shape[:2], 3 * self.heads, -1), 3, axis=2)
-        out = attention_lib.attention(q, k, v, lengths, self.backend)
-        out = out.reshape(tokens.shape)
+        out = self.attend(q, k, v, lengths).reshape(tokens.shape)
         return nn.Dense(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
 
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
     mlp_width: int
     layer_norm_eps: float
     dtype: Any
-    backend: str
+    attend: Attend
     capture: bool
 
     @nn.compact
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
         The captured tokens are without the mid table.
         """
-        attend = SelfAttention(self.heads, self.dtype, self.backend, name="attention")
+        attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
         attended, (q, k) = attend(layer_norm("norm1", self.layer_norm_eps)(tokens), lengths)
         tokens += attended
         normed = layer_norm("norm2", self.layer_norm_eps)(tokens)
@@ -101,7 +101,7 @@ def blocks(
     mlp_width: int,
     layer_norm_eps: float,
     dtype: Any,
-    backend: str,
+    attend: Attend,
     scan: bool,
     remat: str,
     capture: bool,
@@ -109,6 +109,8 @@ def blocks(
     """A stack of blocks named ``blocks`` whose parameters are stacked on axis 0.
 
     Args:
+      depth, heads, mlp_width, dtype: of the blocks.
+      attend: (q, k, v [B, T, H, d], lengths [B]) -> [B, T, H, d].
       scan: one compiled block, run ``depth`` times; False: ``depth`` blocks in the program.
       remat: what the forward pass keeps for the backward pass: 'none' (everything), 'default'
         (a block's input and its attention's output), 'full' (a block's input).
@@ -119,7 +121,7 @@ def blocks(
     """
     block = Block
     if remat != "none":
-        policy = attention_lib.save_attention if remat == "default" else None
+        policy = attention.save_attention if remat == "default" else None
         block = nn.remat(Block, policy=policy, prevent_cse=not scan)
     stack = nn.scan(
         block,
@@ -129,4 +131,4 @@ def blocks(
         length=depth,
         unroll=1 if scan else depth,
     )
-    return stack(heads, mlp_width, layer_norm_eps, dtype, backend, capture, name="blocks")
+    return stack(heads, mlp_width, layer_norm_eps, dtype, attend, capture, name="blocks")

@@ -36,12 +36,14 @@ def _linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
-def sincos_grid(rows: int, cols: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions, float32 [rows, cols, width].
+def sincos_init(rng: Array, shape: tuple[int, int, int], dtype: Any = jnp.float32) -> Array:
+    """2-D sine-cosine positions of a table [rows, cols, width]; nothing is random.
 
     The first half of the width encodes the row, the second the column, sines before cosines,
-    frequencies from 1 to 1/10000 (MAE's table, with rows first).
+    frequencies from 1 to 1/10000 (as MAE's tables do, which put the column first).
     """
+    del rng
+    rows, cols, width = shape
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
 
     def encode(count):
@@ -49,7 +51,7 @@ def sincos_grid(rows: int, cols: int, width: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     row, col = np.broadcast_arrays(encode(rows)[:, None], encode(cols)[None])
-    return np.concatenate([row, col], axis=-1).astype(np.float32)
+    return jnp.asarray(np.concatenate([row, col], axis=-1), dtype)
 
 
 class PositionTable(nn.Module):
@@ -79,13 +81,13 @@ class Backbone(nn.Module):
     """Patches, class and detection tokens through the transformer."""
 
     config: Any
-    backend: str
+    attend: vit.Attend
     bounds: tuple[int, int]
     capture: bool
 
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """Returns the normalised tokens, float32 [B, 1 + Q (+ N when capturing), D], and captures."""
+        """Returns normalised tokens, float32 [B, 1 + Q (all T when capturing), D], and captures."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         num_queries = config.num_queries
         placement = position.place(batch.grid, batch.patches.shape[1], self.bounds)
@@ -99,7 +101,7 @@ class Backbone(nn.Module):
             mlp_width=config.mlp_width,
             layer_norm_eps=config.layer_norm_eps,
             dtype=dtype,
-            backend=self.backend,
+            attend=self.attend,
             scan=config.scan,
             remat=config.remat,
             capture=self.capture,
@@ -118,9 +120,7 @@ class Backbone(nn.Module):
     def _embed(self, batch: Batch, placement: position.Placement) -> Array:
         """float32 [B, 1 + Q + N, D]: what the first block sees."""
         config = self.config
-        grid_init = vit.weight_init
-        if config.position_init == "sincos":
-            grid_init = lambda *_: jnp.asarray(sincos_grid(*config.position_grid, config.width))
+        grid_init = sincos_init if config.position_init == "sincos" else vit.weight_init
         table = PositionTable(
             config.position_grid, config.num_queries, config.width, grid_init, name="position"
         )()
@@ -175,13 +175,13 @@ class Yolos(nn.Module):
 
     config: Any
     num_classes: int
-    backend: str
+    attend: vit.Attend
     bounds: tuple[int, int]
     capture: bool
 
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Outputs, dict[str, Array]]:
-        backbone = Backbone(self.config, self.backend, self.bounds, self.capture, name="backbone")
+        backbone = Backbone(self.config, self.attend, self.bounds, self.capture, name="backbone")
         tokens, captured = backbone(batch)
         det = tokens[:, 1 : 1 + self.config.num_queries]
         logits = Head(self.num_classes + 1, name="class_head")(det)
