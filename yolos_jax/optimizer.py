@@ -166,7 +166,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def clip(gradients: Tree, params: Tree | None = None) -> Tree:
         del params
-        scale = jnp.minimum(max_norm / (optax.global_norm(gradients) + 1e-6), 1.0)
+        scale = jnp.minimum(max_norm / (optax.tree.norm(gradients) + 1e-6), 1.0)
         return jax.tree.map(lambda gradient: gradient * scale, gradients)
 
     return optax.stateless(clip)
