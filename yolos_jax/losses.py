@@ -123,26 +123,24 @@ def set_criterion(
         i: the same without class_error, named ``loss_ce_0`` and so on, as the reference does.
     """
     layers = outputs.pred_logits.shape[0]
-    total = jnp.float32(0)
-    metrics = {}
-    for layer in range(layers):
-        last = layer == layers - 1
-        logits = outputs.pred_logits[layer].astype(jnp.float32)
+    real = _real(targets, image_valid)
+
+    def one_layer(logits: Array, predicted: Array, query: Array) -> dict[str, Array]:
         # A select, not a product: what an invalid image predicts may not be finite.
-        logits = jnp.where(image_valid[:, None, None], logits, 0)
-        pair_valid = (matched_query[layer] >= 0) & _real(targets, image_valid)
-        query = jnp.where(pair_valid, matched_query[layer], -1)
+        logits = jnp.where(image_valid[:, None, None], logits.astype(jnp.float32), 0)
+        query = jnp.where(real, query, -1)
         named = _class_metrics(logits, targets, query, image_valid, weights.eos_coef, norms)
-        predicted = outputs.pred_boxes[layer].astype(jnp.float32)
-        named |= _box_losses(predicted, targets, query, pair_valid, norms)
-        total += (
-            weights.class_weight * named["loss_ce"]
-            + weights.l1_weight * named["loss_bbox"]
-            + weights.giou_weight * named["loss_giou"]
-        )
-        if not last:
-            del named["class_error"]
-        metrics |= {name if last else f"{name}_{layer}": value for name, value in named.items()}
+        return named | _box_losses(predicted.astype(jnp.float32), targets, query, norms)
+
+    named = jax.vmap(one_layer)(outputs.pred_logits, outputs.pred_boxes, matched_query)
+    total = jnp.sum(
+        weights.class_weight * named["loss_ce"]
+        + weights.l1_weight * named["loss_bbox"]
+        + weights.giou_weight * named["loss_giou"]
+    )
+    metrics = {name: values[-1] for name, values in named.items()}
+    for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
+        metrics |= {f"{name}_{layer}": named[name][layer] for layer in range(layers - 1)}
     return total, metrics
 
 
@@ -210,9 +208,10 @@ def _class_metrics(
 
 
 def _box_losses(
-    predicted: Array, targets: Targets, query: Array, pair_valid: Array, norms: Normalisers
+    predicted: Array, targets: Targets, query: Array, norms: Normalisers
 ) -> dict[str, Array]:
-    """Of one layer: predicted float32 [B, Q, 4], query int32 [B, M], pair_valid bool [B, M]."""
+    """Of one layer: predicted float32 [B, Q, 4], query int32 [B, M], -1 where no pair."""
+    pair_valid = query >= 0
     chosen = jnp.take_along_axis(predicted, jnp.maximum(query, 0)[..., None], axis=1)
     # Where there is no pair both boxes become the same ordinary one, selected before the losses so
     # that nothing but zeros flows back.
