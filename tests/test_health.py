@@ -1,0 +1,57 @@
+"""When a run goes on in spite of what went wrong, and when it stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from yolos_jax.health import Health
+
+
+def make(tmp_path, **changes):
+    values = {"num_images": 100, "max_bad_fraction": 0.1, "max_skipped": 3} | changes
+    return Health(tmp_path, **values)
+
+
+def step(images=8, finite=True):
+    return {"images": images, "finite": finite, "loss": float("nan"), "grad_norm": 1.0}
+
+
+def test_a_few_unreadable_pictures_pass(tmp_path):
+    health = make(tmp_path)
+    for number in range(10):
+        health.check(number, 8, range(8), step(images=7))
+    assert health.unreadable == 10
+
+
+def test_too_many_unreadable_pictures_stop_and_are_named(tmp_path):
+    health = make(tmp_path)
+    assert health.note_unreadable(["a.jpg: truncated"]) == ["a.jpg: truncated"]
+    with pytest.raises(ValueError, match=r"11 of 88 .*max_bad_fraction=0.1 .*100:\n  a.jpg"):
+        for number in range(11):
+            health.check(number, 8, range(8), step(images=7))
+
+
+def test_an_unreadable_picture_is_reported_once(tmp_path):
+    health = make(tmp_path)
+    health.note_unreadable(["a.jpg: truncated"])
+    assert health.note_unreadable(["a.jpg: truncated", "b.jpg: missing"]) == ["b.jpg: missing"]
+    assert (tmp_path / "unreadable.txt").read_text() == "a.jpg: truncated\nb.jpg: missing\n"
+
+
+def test_steps_that_are_not_finite_are_recorded_and_forgiven(tmp_path):
+    health = make(tmp_path)
+    for number in range(10):
+        health.check(number, 8, [number], step(finite=number % 3 == 0))
+    assert health.skipped == 6
+    records = [json.loads(line) for line in open(tmp_path / "skipped_steps.jsonl")]
+    assert [record["step"] for record in records] == [1, 2, 4, 5, 7, 8]
+    assert records[0]["image_ids"] == [1]
+
+
+def test_too_many_in_a_row_stop_with_the_images(tmp_path):
+    health = make(tmp_path)
+    with pytest.raises(ValueError, match=r"3 steps in a row .* step 2 with image ids \[41\]"):
+        for number in range(3):
+            health.check(number, 8, [41], step(finite=False))

@@ -1,0 +1,80 @@
+"""Configurations are completed from checkpoints and refused before anything is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs import finetune, shapes
+from yolos_jax import settings
+
+METADATA = {
+    "model": {
+        "patch_size": 8,
+        "width": 96,
+        "depth": 3,
+        "heads": 3,
+        "mlp_width": 384,
+        "num_queries": 8,
+        "position_grid": [8, 8],
+        "mid_position_grid": [],
+        "layer_norm_eps": 1e-6,
+    },
+    "preprocess": {"size": 64, "max_size": 64},
+}
+
+
+def test_open_keys_come_from_the_checkpoint_and_given_ones_stay():
+    config = finetune.get_config()
+    config.model.num_queries = 32
+    config.preprocess.size = 192
+    complete = settings.complete(config, METADATA)
+    assert complete.model.width == 96
+    assert complete.model.num_queries == 32
+    assert complete.model.position_grid == (8, 8)
+    assert complete.model.mid_position_grid == ()
+    assert (complete.preprocess.size, complete.preprocess.max_size) == (192, 64)
+    assert config.model.width == 0, "the caller's configuration must not change"
+
+
+def test_open_keys_without_a_checkpoint_are_refused():
+    with pytest.raises(ValueError, match=r"model.patch_size.*--config.init"):
+        settings.complete(finetune.get_config(), None)
+
+
+def test_no_mid_tables_stays_no_mid_tables():
+    config = shapes.get_config()
+    assert settings.complete(config, METADATA).model.mid_position_grid == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epochs", 0, "epochs=0"),
+        ("microbatches", 3, "batch_size=64: expected a multiple of microbatches=3"),
+        ("data.root", "", "data.root=''"),
+        ("data.on_error", "ignore", "one of"),
+        ("data.max_bad_fraction", 2.0, "0 to 1"),
+        ("loss.class_loss_group", 48, "divisor of the 64 images"),
+        ("matcher.where", "gpu", "'host' or 'device'"),
+        ("optimizer.lr", 0.0, "more than 0"),
+        ("optimizer.ema_decay", 1.0, "less than 1"),
+        ("preprocess.mean", (0.5,), "three numbers"),
+    ],
+)
+def test_what_no_run_can_have_is_named(key, value, message):
+    config = shapes.get_config()
+    config.data.root = "here"
+    settings.check(config)
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+    with pytest.raises(ValueError, match=message):
+        settings.check(config)
+
+
+def test_all_mistakes_are_named_at_once():
+    config = shapes.get_config()
+    config.epochs = 0
+    config.log.every_steps = 0
+    with pytest.raises(ValueError) as error:
+        settings.check(config)
+    assert all(key in str(error.value) for key in ("epochs", "log.every_steps", "data.root"))

@@ -1,0 +1,110 @@
+"""Trains a detector on pictures with boxes in COCO format.
+
+    python train.py --config=configs/yolos_s.py --workdir=runs/yolos_s --config.data.root=/data/coco
+
+The same command resumes. ``configs/common.py`` lists every key; any of them can be given as
+``--config.KEY=VALUE``. The last line printed is JSON: AP, AP50, seconds and where things are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import runpy
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.common import CHANGEABLE_ON_RESUME
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Returns every key with its value; keys are dotted."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def refuse_unknown_keys(argv: list[str], known: dict[str, object]) -> None:
+    """Raises flags.Error for an override of a key that the configuration lacks."""
+    for argument in argv:
+        name = argument.lstrip("-").split("=")[0]
+        if not name.startswith(("config.", "noconfig.")):
+            continue
+        key = name.split("config.", 1)[1]
+        if key not in known:
+            # The last part of a key is what people remember: compare it alone, too.
+            tails = {path.split(".")[-1]: path for path in known}
+            near = [
+                *(tails[t] for t in difflib.get_close_matches(key.split(".")[-1], tails, 1)),
+                *difflib.get_close_matches(key, known, 1),
+            ]
+            hint = f"; the nearest is --config.{near[0]}" if near else ""
+            raise flags.Error(f"unknown key --config.{key}{hint}")
+
+
+def refuse_wrong_elements(config: ConfigDict, defaults: dict[str, object]) -> None:
+    """Raises flags.Error for a list whose elements are not of the kind that it had."""
+    for key, value in leaves(config).items():
+        default = defaults.get(key)
+        if isinstance(value, tuple) and default:
+            kinds = (int,) if isinstance(default[0], int) else (type(default[0]), int)
+            for element in value:
+                if not isinstance(element, kinds):
+                    raise flags.Error(
+                        f"--config.{key}={value}: expected a list of {kinds[0].__name__}, "
+                        f"such as {default}"
+                    )
+
+
+def load_defaults(argv: list[str]) -> dict[str, object]:
+    """Returns the keys of the configuration file that argv names, before any override."""
+    for i, argument in enumerate(argv):
+        name, equals, path = argument.lstrip("-").partition("=")
+        if name == "config":
+            path = path if equals else (argv + [""])[i + 1]
+            return leaves(runpy.run_path(path)["get_config"]())
+    raise flags.Error("--config is missing: one of configs/")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; what is wrong with it is one line, not a stack of calls."""
+    try:
+        if {"-h", "--help", "--helpfull"} & set(argv):
+            return flags.FLAGS(argv)
+        defaults = load_defaults(argv[1:])
+        refuse_unknown_keys(argv[1:], defaults)
+        remaining = flags.FLAGS(argv)
+        refuse_wrong_elements(_CONFIG.value, defaults)
+        if len(remaining) > 1:
+            raise flags.Error(f"unexpected arguments: {' '.join(remaining[1:])}")
+        if not _WORKDIR.value:
+            raise flags.Error("--workdir is missing: a folder for the run")
+        return remaining
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    from yolos_jax import trainer
+
+    try:
+        summary = trainer.train(
+            _CONFIG.value, _WORKDIR.value, changeable_on_resume=CHANGEABLE_ON_RESUME
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,108 @@
+"""A run's configuration made complete and checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Keys that finetune.py leaves at 0: what they are is in the checkpoint the run starts from.
+FROM_CHECKPOINT = {
+    "model": (
+        "patch_size",
+        "width",
+        "depth",
+        "heads",
+        "mlp_width",
+        "num_queries",
+        "position_grid",
+        "mid_position_grid",
+        "layer_norm_eps",
+    ),
+    "preprocess": ("size", "max_size"),
+}
+
+
+def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDict:
+    """Returns a copy in which keys left at 0 (or (0, 0)) have the checkpoint's values.
+
+    Args:
+      config: a run's.
+      metadata: of the checkpoint that the run starts from or goes on from; None without one.
+
+    Raises:
+      ValueError: a key is left open and no checkpoint says what it is.
+    """
+    config = config.copy_and_resolve_references()
+    for section, keys in FROM_CHECKPOINT.items():
+        for key in keys:
+            value = config[section][key]
+            # () says "no table"; only zeros say "as in the checkpoint".
+            if value not in (0, (0, 0)):
+                continue
+            if metadata is None:
+                raise ValueError(
+                    f"{section}.{key} is {value}, which means: as in the checkpoint that "
+                    "--config.init names; but --config.init is empty"
+                )
+            stored = metadata[section][key]
+            config[section][key] = tuple(stored) if isinstance(value, tuple) else stored
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no run can have.
+
+    What only one room can judge (names of schedules, backends, dtypes, ...) is refused there.
+
+    Raises:
+      ValueError: naming every wrong key, its value and what was expected.
+    """
+    wrong = []
+
+    def expect(key: str, condition: bool, expected: str) -> None:
+        section, _, name = key.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not condition:
+            wrong.append(f"{key}={value!r}: expected {expected}")
+
+    for key in ("epochs", "batch_size", "microbatches"):
+        expect(key, config[key] >= 1, "at least 1")
+    expect("seed", config.seed >= 0, "0 or more")
+    expect(
+        "batch_size",
+        config.microbatches < 1 or config.batch_size % config.microbatches == 0,
+        f"a multiple of microbatches={config.microbatches}",
+    )
+    expect("data.root", bool(config.data.root), "the folder of the pictures and annotations")
+    for key in ("on_error", "exif"):
+        allowed = {"on_error": ("raise", "skip"), "exif": ("ignore", "apply")}[key]
+        expect(f"data.{key}", config.data[key] in allowed, f"one of {allowed}")
+    for key in ("train_subset", "val_subset", "workers"):
+        expect(f"data.{key}", config.data[key] >= 0, "0 or more")
+    expect("data.prefetch", config.data.prefetch >= 1, "at least 1")
+    expect("data.max_bad_fraction", 0 <= config.data.max_bad_fraction <= 1, "0 to 1")
+    for key in ("mean", "std"):
+        expect(f"preprocess.{key}", len(config.preprocess[key]) == 3, "three numbers")
+    group = config.loss.class_loss_group
+    images = config.batch_size // max(config.microbatches, 1)
+    expect(
+        "loss.class_loss_group",
+        group == 0 or (group > 0 and images % group == 0),
+        f"0, or a divisor of the {images} images of a microbatch",
+    )
+    expect("loss.reference_processes", config.loss.reference_processes >= 1, "at least 1")
+    expect("matcher.where", config.matcher.where in ("host", "device"), "'host' or 'device'")
+    expect("optimizer.lr", config.optimizer.lr > 0, "more than 0")
+    expect("optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1, "0 to less than 1")
+    expect("optimizer.max_skipped", config.optimizer.max_skipped >= 1, "at least 1")
+    expect("checkpoint.keep_last", config.checkpoint.keep_last >= 1, "at least 1")
+    expect("eval.batch_size", config.eval.batch_size >= 1, "at least 1")
+    for key in ("checkpoint.every_steps", "checkpoint.keep_best", "eval.every_epochs"):
+        section, name = key.split(".")
+        expect(key, config[section][name] >= 0, "0 or more")
+    expect("log.every_steps", config.log.every_steps >= 1, "at least 1")
+    expect("log.pictures", config.log.pictures >= 0, "0 or more")
+    if wrong:
+        raise ValueError("configuration:\n  " + "\n  ".join(wrong))
