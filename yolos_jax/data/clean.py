@@ -163,7 +163,7 @@ def _image_fault(entry: Any) -> tuple[str, str] | None:
     if not is_integer(entry.get("id")):
         return f"id is {entry.get('id')!r}", "an integer"
     name = entry.get("file_name")
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
+    if not isinstance(name, str) or not name.strip() or "\0" in name or not _is_text(name):
         return f"file_name is {name!r}", "a text"
     for key in ("height", "width"):
         value = entry.get(key)
@@ -200,6 +200,11 @@ def is_integer(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and value % 1 == 0 and -_INT64 <= value < _INT64
+
+
+def _is_text(name: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can spell and no file can be called."""
+    return name.isascii() or name.encode(errors="ignore").decode() == name
 
 
 def _whose(entry: Any, images: Images, rows_by_id: dict[int, int]) -> tuple[Any, Any]:

@@ -5,10 +5,11 @@ Resizing is Pillow's bilinear on 8 bits, what the original trains and evaluates 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -45,18 +46,21 @@ class Header(NamedTuple):
         return self.height, self.width
 
 
-def read_header(path: str | os.PathLike) -> Header:
+def read_header(source: bytes | str | os.PathLike, name: str = "") -> Header:
     """Reads a picture's size, mode and orientation without decoding it.
 
+    Args:
+      source: the file's bytes, or its path.
+      name: what messages call the picture; its path by default.
+
     Raises:
-      ValueError: no such file, or not a picture; the message names the file.
+      ValueError: no such file, or not a picture; the message names it.
     """
-    name = os.fspath(path)
-    with _open_file(name) as file, _open_picture(file, name) as picture:
+    with _open_file(source, name) as (file, name), _open_picture(file, name) as picture:
         return Header(picture.height, picture.width, picture.mode, _orientation(picture))
 
 
-def decode(source: bytes | str | os.PathLike, exif: str = "ignore") -> np.ndarray:
+def decode(source: bytes | str | os.PathLike, exif: str = "ignore", name: str = "") -> np.ndarray:
     """Decodes a picture of any kind to three channels of eight bits.
 
     Grey becomes three equal channels, transparency is left out, CMYK is converted, of 16 bits the
@@ -66,18 +70,23 @@ def decode(source: bytes | str | os.PathLike, exif: str = "ignore") -> np.ndarra
     Args:
       source: the file's bytes, or its path.
       exif: 'ignore' leaves pixels as stored, 'apply' turns them as the EXIF tag says.
+      name: what messages call the picture; its path by default.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      ValueError: no such file, not a picture, truncated; the message names the file.
+      ValueError: no such file, not a picture, truncated; the message names it.
     """
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"picture of {len(source)} bytes", exif)
-    name = os.fspath(source)
-    with _open_file(name) as file:
-        return _decode(file, name, exif)
+    if exif not in ("ignore", "apply"):
+        raise ValueError(f"exif is {exif!r}, expected 'ignore' or 'apply'")
+    with _open_file(source, name) as (file, name), _open_picture(file, name) as picture:
+        turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
+        try:
+            return to_rgb(picture if turn is None else picture.transpose(turn))
+        # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
+        except Exception as error:
+            raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
@@ -163,27 +172,22 @@ def preprocess(
     return patchify(resize(image, *new), patch_size), (new[0] // patch_size, new[1] // patch_size)
 
 
-def _decode(file: Any, name: str, exif: str) -> np.ndarray:
-    if exif not in ("ignore", "apply"):
-        raise ValueError(f"exif is {exif!r}, expected 'ignore' or 'apply'")
-    with _open_picture(file, name) as picture:
-        turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
-        try:
-            rgb = to_rgb(picture if turn is None else picture.transpose(turn))
-        # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
-        except Exception as error:
-            raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
-    return rgb
-
-
-def _open_file(name: str):
+@contextlib.contextmanager
+def _open_file(source: bytes | str | os.PathLike, name: str) -> Iterator[tuple[BinaryIO, str]]:
+    """The source as an open file, and what messages call it."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source), name or f"picture of {len(source)} bytes"
+        return
+    name = name or os.fspath(source)
     try:
-        return epath.Path(name).open("rb")
+        file = epath.Path(source).open("rb")
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from None
+    with file:
+        yield file, name
 
 
-def _open_picture(file: Any, name: str) -> Image.Image:
+def _open_picture(file: BinaryIO, name: str) -> Image.Image:
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:

@@ -1,11 +1,10 @@
-"""A dataset as columns: files, sizes, boxes. Read from a COCO annotation file; no picture is opened.
+"""A dataset as columns: files, sizes, boxes. Read from a COCO file without opening a picture.
 
 A hundred thousand images take some twenty megabytes, where the JSON's objects take gigabytes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,11 @@ import numpy as np
 from etils import epath
 
 from yolos_jax.data import clean, image
+from yolos_jax.data.coco import read_coco
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap, checked_categories
+
+__all__ = ["Index", "ground_truth", "load_coco", "picture_path", "read_coco"]
 
 HEADER_THREADS = 32  # headers are read over networks, where waiting is most of it
 
@@ -205,52 +207,7 @@ def picture_path(root: str | os.PathLike, images_dir: str, file_name: str) -> st
     return os.fspath(epath.Path(root) / images_dir / file_name)
 
 
-def read_coco(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a COCO detection file; masks are left behind, they are nine tenths of its memory.
-
-    Returns:
-      The file's object: lists ``images``, ``annotations``, ``categories`` and whatever else it has.
-
-    Raises:
-      ValueError: no such file, not JSON (truncated, say), or not a COCO detection file.
-    """
-    name = os.fspath(path)
-    try:
-        raw = epath.Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read annotations {name!r}: {error}") from None
-    try:
-        # Text in any Unicode encoding, with or without a byte order mark.
-        text = raw.decode(json.detect_encoding(raw))
-        del raw  # half a gigabyte for COCO
-        coco = json.loads(text, object_hook=_without_mask)
-    except (ValueError, RecursionError) as error:
-        size = f"{len(text)} characters" if "text" in locals() else "not text"
-        raise ValueError(f"{name}: not JSON, or truncated ({size}): {error}") from None
-    if not isinstance(coco, dict):
-        hint = ", which a results file is" if isinstance(coco, list) else ""
-        raise ValueError(
-            f"{name}: holds a {type(coco).__name__}{hint}; expected a COCO file: an object with "
-            "images, annotations and categories"
-        )
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(coco.get(key), list):
-            given = f"{key} is a {type(coco[key]).__name__}" if key in coco else f"no {key!r}"
-            raise ValueError(
-                f"{name}: {given} among its keys {sorted(coco)}; expected a COCO detection file "
-                "with lists of images, annotations and categories"
-            )
-    if not coco["images"]:
-        raise ValueError(f"{name}: the list of images is empty")
-    return coco
-
-
-def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    entry.pop("segmentation", None)
-    return entry
-
-
-def ground_truth(coco: Mapping[str, Any]) -> dict[str, Any]:
+def ground_truth(coco: Mapping[str, Any], index: Index | None = None) -> dict[str, Any]:
     """A copy of a COCO file's object that pycocotools scores without stumbling.
 
     The same images and annotations as ``load_coco(on_error='skip')`` keeps, crowds too, boxes as
@@ -260,6 +217,8 @@ def ground_truth(coco: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       coco: of ``read_coco``.
+      index: of the same file. Its sizes tell which boxes have an area inside their picture; they
+        differ from the stated ones with exif='apply'. By default the stated ones do.
 
     Returns:
       A dict with images, annotations and categories; ``coco`` is left as it is.
@@ -267,6 +226,9 @@ def ground_truth(coco: Mapping[str, Any]) -> dict[str, Any]:
     label_map = LabelMap.from_categories(coco["categories"])
     problems = Problems("")
     images = clean.clean_images(coco["images"], problems)
+    if index is not None:
+        _, ours, theirs = np.intersect1d(images.ids, index.image_ids, return_indices=True)
+        images.heights[ours], images.widths[ours] = index.heights[theirs], index.widths[theirs]
     known = set(label_map.category_ids)
     found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
     annotations = []

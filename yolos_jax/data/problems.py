@@ -1,7 +1,7 @@
 """What is wrong with a dataset: kinds of problems, counted and listed.
 
-Three severities: an *error* makes no sense (``data.on_error`` decides whether it stops the run or is
-left out), a *warning* is repaired or dropped, a *note* is how things are.
+Three severities: an *error* makes no sense (for entries of the annotation file, ``data.on_error``
+decides whether it stops the run), a *warning* is repaired or dropped, a *note* is how things are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,19 @@ from typing import Any, NamedTuple
 
 # kind: (severity, what it is, what is done about it)
 KINDS = {
+    # Found by validate, which opens the pictures.
+    "file": ("error", "annotation files that cannot be used", "nothing else is checked"),
+    "picture": ("error", "pictures that cannot be read", "no loss, counted"),
+    "size": ("error", "pictures of another size than stated", "no loss, counted"),
+    "leak": ("error", "pictures that another split has too", "kept: scores are too good"),
+    "orientation": (
+        "warning",
+        "pictures that their EXIF tag turns",
+        "not turned, unless data.exif='apply'",
+    ),
+    "same picture": ("warning", "pictures that another file holds too", "kept"),
+    "same file": ("warning", "files that several images name", "kept"),
+    # Found while loading, too.
     "image entry": ("error", "images without a usable id, file name or size", "left out"),
     "image id twice": ("error", "image ids that several entries have", "left out"),
     "annotation entry": ("error", "annotations without a usable box", "left out"),
@@ -22,11 +35,20 @@ KINDS = {
         "annotations whose id another one has",
         "the same box once, other boxes kept",
     ),
+    "same box": ("warning", "boxes that their image has twice, of one category", "kept"),
+    "area": ("warning", "areas that are missing or disagree with their box", "kept as stated"),
+    "tiny": ("warning", "boxes less than a pixel wide or high", "kept"),
     "no area": ("warning", "boxes without any area inside their picture", "dropped"),
     "outside": ("warning", "boxes that reach out of their picture", "cut at its border"),
     "left out with image": ("note", "annotations of images that were left out", "left out"),
     "crowd": ("note", "crowd annotations", "out of training, ignored regions in evaluation"),
     "empty image": ("note", "images without a box", "kept"),
+    "turned": ("note", "pictures that their EXIF tag turns", "turned, as data.exif='apply'"),
+    "mode": ("note", "pictures that are not RGB of 8 bits", "converted"),
+    "default": ("note", "annotations without id, iscrowd or segmentation", "not needed"),
+    "unused category": ("note", "categories without a box", "kept"),
+    "unlisted": ("note", "files in the picture folder that no image names", "not used"),
+    "same name": ("note", "file names of two splits with different pictures", "fine"),
 }
 
 
@@ -43,7 +65,8 @@ class Problem(NamedTuple):
         places = [self.image] if self.image else []
         places += [f"annotation {self.annotation!r}"] if self.annotation is not None else []
         expected = f"; expected {self.expected}" if self.expected else ""
-        return f"{', '.join(places) or 'entry'}: {self.value}{expected}"
+        place = f"{', '.join(places)}: " if places else ""
+        return f"{place}{self.value}{expected}"
 
 
 @dataclass

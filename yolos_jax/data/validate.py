@@ -1,0 +1,268 @@
+"""What is wrong with a dataset, and where: every entry is checked, every picture decoded.
+
+    python -m yolos_jax.data.validate ROOT
+    python -m yolos_jax.data.validate ROOT --annotations a.json b.json --images a_dir b_dir
+
+Without file names it checks the published layout's train and val splits, those that are there. One
+line per problem (of notes the first ten), then a summary; exit status 1 when anything is an error.
+Several splits are compared with each other: a picture of two splits makes scores too good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from etils import epath
+from tqdm import tqdm
+
+from yolos_jax.data import clean, image
+from yolos_jax.data.index import picture_path, read_coco
+from yolos_jax.data.problems import KINDS, Problems
+from yolos_jax.labels import LabelMap
+
+PUBLISHED = tuple(
+    (f"annotations/instances_{split}2017.json", f"{split}2017") for split in ("train", "val")
+)
+NOTES_LISTED = 10
+# Rounding of exporters; and masks thinner than this share of their box are rare.
+AREA_TOLERANCE, LEAST_AREA_SHARE = 1.02, 0.01
+
+
+class Picture(NamedTuple):
+    """What a picture's file turned out to be."""
+
+    header: image.Header | None  # None when the file cannot be read or decoded
+    digest: bytes  # of the file's bytes; empty without a file
+    message: str = ""
+
+
+class Split(NamedTuple):
+    """A split as checked: its problems, and its pictures by file name."""
+
+    problems: Problems
+    pictures: dict[str, Picture]
+    summary: str
+
+
+def validate(
+    root: str | os.PathLike, splits: Sequence[tuple[str, str]], exif: str = "ignore"
+) -> list[Split]:
+    """Checks splits, and each against those before it.
+
+    Args:
+      root: folder or gs:// path.
+      splits: annotation file and picture folder of each, relative to root.
+      exif: as the config's data.exif, 'ignore' or 'apply'.
+    """
+    checked: list[Split] = []
+    for annotation_file, images_dir in splits:
+        split = check_split(root, annotation_file, images_dir, exif)
+        for other in checked:
+            _check_leak(split, other)
+        checked.append(split)
+    return checked
+
+
+def check_split(
+    root: str | os.PathLike, annotation_file: str, images_dir: str, exif: str = "ignore"
+) -> Split:
+    """Checks one annotation file and its pictures."""
+    path = os.fspath(epath.Path(root) / annotation_file)
+    problems = Problems(path, limit=None)
+    folder = epath.Path(root) / images_dir
+    try:
+        coco = read_coco(path)
+        if not folder.is_dir():
+            raise ValueError(f"no such folder of pictures: {os.fspath(folder)}")
+        label_map = LabelMap.from_categories(coco["categories"])
+    except ValueError as error:
+        problems.add("file", None, None, str(error))
+        return Split(problems, {}, "not checked")
+    images = clean.clean_images(coco["images"], problems)
+    pictures = _check_pictures(root, images_dir, images, exif, problems)
+    known = set(label_map.category_ids)
+    found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
+    _check_annotations(coco["annotations"], images, found, label_map, problems)
+    if not any("/" in name for name in pictures):  # folders would take a walk of the whole store
+        for name in sorted(entry.name for entry in folder.iterdir() if entry.is_file()):
+            if name not in pictures:
+                problems.add("unlisted", None, None, name)
+    boxes = int((~found.crowd).sum())
+    summary = f"{len(images.ids)} images, {boxes} boxes, {label_map.num_classes} classes"
+    return Split(problems, pictures, summary)
+
+
+def _check_annotations(
+    annotations: list,
+    images: clean.Images,
+    found: clean.Annotations,
+    label_map: LabelMap,
+    problems: Problems,
+) -> None:
+    """What loading takes as it is, and people may want to know."""
+    first: dict[tuple, Any] = {}
+    for t, position in enumerate(found.positions):
+        entry, image_entry = annotations[position], images.entries[found.rows[t]]
+        number, box, area = entry.get("id"), entry["bbox"], entry.get("area")
+        key = (found.rows[t], found.labels[t], bool(found.crowd[t]), *box)
+        if key in first:
+            value = f"bbox {box} is annotation {first[key]!r}'s"
+            problems.add("same box", image_entry, number, value, "one annotation per object")
+        first.setdefault(key, number)
+        if min(box[2:]) < 1:
+            problems.add("tiny", image_entry, number, f"bbox {box}", "sides of a pixel or more")
+        whole = box[2] * box[3]
+        if not isinstance(area, int | float):
+            expected = f"a number, about {whole:g}"
+            problems.add("area", image_entry, number, f"area is {area!r}", expected)
+        elif not whole * LEAST_AREA_SHARE <= area <= whole * AREA_TOLERANCE + 1:
+            value = f"area {area:g} of bbox {box}"
+            problems.add("area", image_entry, number, value, f"at most {whole:g}, and near it")
+        missing = [key for key in ("id", "iscrowd") if entry.get(key) is None]
+        missing += ["segmentation"] if "segmentation" in entry else []  # only empty ones are kept
+        if missing:
+            problems.add("default", image_entry, number, f"no {', '.join(missing)}")
+    used = set(found.labels[~found.crowd].tolist())
+    for slot, name in enumerate(label_map.names):
+        if slot not in used:
+            problems.add("unused category", None, None, f"{name!r}")
+
+
+def _check_pictures(
+    root: str | os.PathLike,
+    images_dir: str,
+    images: clean.Images,
+    exif: str,
+    problems: Problems,
+) -> dict[str, Picture]:
+    """Decodes every picture and compares it with its entry; sizes in ``images`` become as seen."""
+    names = [entry["file_name"] for entry in images.entries]
+    paths = [picture_path(root, images_dir, name) for name in names]
+    pictures: dict[str, Picture] = {}
+    by_digest: dict[bytes, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        opened = tqdm(pool.map(_open, paths), total=len(paths), unit="picture", disable=None)
+        for row, (name, picture) in enumerate(zip(names, opened, strict=True)):
+            entry = images.entries[row]
+            if name in pictures:
+                problems.add("same file", entry, None, f"file_name {name}", "one image per file")
+            elif picture.digest and by_digest.setdefault(picture.digest, name) != name:
+                value = f"the same bytes as {by_digest[picture.digest]}"
+                problems.add("same picture", entry, None, value, "different pictures")
+            pictures[name] = picture
+            if picture.header is None:
+                problems.add("picture", entry, None, picture.message, "a picture that decodes")
+                continue
+            stated = int(images.heights[row]), int(images.widths[row])
+            seen = _check_header(entry, picture.header, stated, exif, problems)
+            images.heights[row], images.widths[row] = seen
+    return pictures
+
+
+def _open(path: str) -> Picture:
+    """Reads and decodes a whole picture, which is what finds truncated ones."""
+    try:
+        source = epath.Path(path).read_bytes()
+    except OSError as error:
+        return Picture(None, b"", f"{path}: cannot be read: {error.strerror or error}")
+    digest = hashlib.blake2b(source, digest_size=16).digest()
+    try:
+        header = image.read_header(source, path)
+        pixels = image.decode(source, name=path)
+    except ValueError as error:
+        return Picture(None, digest, str(error))
+    return Picture(header._replace(height=pixels.shape[0], width=pixels.shape[1]), digest)
+
+
+def _check_header(
+    entry: Any, header: image.Header, stated: tuple[int, int], exif: str, problems: Problems
+) -> tuple[int, int]:
+    """Compares sizes; returns (height, width) that boxes are in, as ``load_coco`` takes them."""
+    stored, turned = (header.height, header.width), header.turned_size
+    if header.mode != "RGB":
+        problems.add("mode", entry, None, f"mode {header.mode}")
+    if header.orientation > 1:
+        value = f"EXIF orientation {header.orientation}, stored {_wh(stored)}, stated {_wh(stated)}"
+        kind = "orientation" if exif == "ignore" else "turned"
+        problems.add(kind, entry, None, value, "boxes drawn on the stored pixels")
+    if stated == stored or (exif == "apply" and stated == turned):
+        return stored if exif == "ignore" else turned
+    hint = " (width and height swapped)" if stated == stored[::-1] else ""
+    expected = "the picture's own width and height"
+    if stated == turned:
+        hint, expected = " (turned by its EXIF tag)", f"{expected}, or data.exif='apply'"
+    value = f"stated {_wh(stated)}, the picture is {_wh(stored)}{hint}"
+    problems.add("size", entry, None, value, expected)
+    return stated
+
+
+def _check_leak(split: Split, other: Split) -> None:
+    """Pictures of one split that are byte for byte in another."""
+    theirs = {picture.digest: name for name, picture in other.pictures.items() if picture.digest}
+    for name, picture in split.pictures.items():
+        if picture.digest in theirs:
+            value = f"{name}: the same bytes as {theirs[picture.digest]} of {other.problems.file}"
+            split.problems.add("leak", None, None, value, "pictures of one split only")
+        elif picture.digest and name in other.pictures and other.pictures[name].digest:
+            split.problems.add("same name", None, None, name)
+
+
+def _wh(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def report(splits: Sequence[Split]) -> tuple[str, int]:
+    """The text for people, and how many errors there are."""
+    lines, totals = [], dict.fromkeys(("error", "warning", "note"), 0)
+    for problems, _, summary in splits:
+        lines.append(f"{problems.file}: {summary}")
+        kinds = [(kind, *about) for kind, about in KINDS.items() if kind in problems.counts]
+        for kind, severity, _, _ in kinds:
+            listed = problems.listed[kind][: NOTES_LISTED if severity == "note" else None]
+            lines += [f"{severity}: {kind}: {problem}" for problem in listed]
+            if len(listed) < problems.counts[kind]:
+                lines.append(f"{severity}: {kind}: and {problems.counts[kind] - len(listed)} more")
+        for kind, severity, what, done in kinds:
+            count = problems.counts[kind]
+            lines.append(f"  {count:>7} {severity + 's' * (count > 1):8} {what} ({done})")
+            totals[severity] += count
+    lines.append(", ".join(f"{n} {severity}s" for severity, n in totals.items()))
+    return "\n".join(lines), totals["error"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yolos_jax.data.validate", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("root", help="folder that the other paths are relative to")
+    parser.add_argument("--annotations", nargs="+", help="COCO files, one per split")
+    parser.add_argument("--images", nargs="+", help="picture folders, as many")
+    parser.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help="data.exif")
+    flags = parser.parse_args(arguments)
+    if not epath.Path(flags.root).is_dir():
+        parser.error(f"no such folder: {flags.root!r}")
+    if len(flags.annotations or ()) != len(flags.images or ()):
+        parser.error("--annotations and --images go together, one folder per file")
+    if flags.annotations:
+        splits = list(zip(flags.annotations, flags.images, strict=True))
+    else:
+        splits = [split for split in PUBLISHED if (epath.Path(flags.root) / split[0]).exists()]
+        if not splits:
+            parser.error(
+                f"{flags.root!r} has neither {PUBLISHED[0][0]} nor {PUBLISHED[1][0]}; "
+                "name the files with --annotations and --images"
+            )
+    text, errors = report(validate(flags.root, splits, flags.exif))
+    print(text)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
