@@ -232,7 +232,7 @@ def report(splits: Sequence[Split]) -> tuple[str, int]:
             count = problems.counts[kind]
             lines.append(f"  {count:>7} {severity + 's' * (count > 1):8} {what} ({done})")
             totals[severity] += count
-    lines.append(", ".join(f"{n} {severity}s" for severity, n in totals.items()))
+    lines.append(", ".join(f"{n} {name + 's' * (n != 1)}" for name, n in totals.items()))
     return "\n".join(lines), totals["error"]
 
 
