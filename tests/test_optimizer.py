@@ -157,6 +157,19 @@ def test_steps_are_torch_s(clip):
             np.testing.assert_allclose(ours, parameter.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_first_steps_have_the_length_of_the_learning_rate():
+    gradients = {"a": jnp.array([2.0, -3.0])}
+    adam = optimizer.scale_by_adam(0.9, 0.999, 1e-8)
+    state = adam.init(gradients)
+    for _ in range(3):  # a constant gradient: its mean over the root of its mean square
+        updates, state = jax.jit(adam.update)(gradients, state)
+        np.testing.assert_allclose(updates["a"], [1, -1], rtol=3e-7)
+    assert int(state.count) == 3
+    plain = optimizer.scale_by_adam(0.0, 0.0, 0.0)
+    updates, _ = plain.update(gradients, plain.init(gradients))
+    np.testing.assert_allclose(updates["a"], [1, -1], rtol=3e-7)
+
+
 def test_clipping_leaves_short_gradients_alone():
     clip = optimizer.clip_by_global_norm(5.0)
     for gradient, expected in (([3.0, 4.0], 1 / (1 + 2e-7)), ([0.3, 0.4], 1), ([30, 40], 0.1)):

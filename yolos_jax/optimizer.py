@@ -6,6 +6,7 @@ one compiled step serves every rate and ``schedules.py`` stays plain Python.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ def make_optimizer(
     clip = clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"], eps_root=0.0),
+        scale_by_adam(config["b1"], config["b2"], config["eps"]),
         optax.add_decayed_weights(config["weight_decay"], mask),
     )
 
@@ -170,6 +171,26 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda gradient: gradient * scale, gradients)
 
     return optax.stateless(clip)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction as torch has it, with the state of optax.scale_by_adam.
+
+    optax computes the bias corrections as 1 - b ** count in float32: with b2 = 0.999 the first
+    steps are 6e-6 too short in every parameter at once, which ten steps at a learning rate of 1e-3
+    turn into losses 4e-4 from torch's. expm1 keeps all digits.
+    """
+
+    def update(gradients: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        rest1, rest2 = (-jnp.expm1(count * (math.log(b) if b else -math.inf)) for b in (b1, b2))
+        updates = jax.tree.map(lambda m, v: m / rest1 / (jnp.sqrt(v / rest2) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def apply_updates(trainable: Tree, updates: Tree, lr: Array) -> Tree:
