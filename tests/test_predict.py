@@ -1,0 +1,138 @@
+"""The command that draws what a detector finds, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny_checkpoint
+from yolos_jax import predict
+from yolos_jax.labels import LabelMap
+
+LABELS = LabelMap((10, 20, 30), ("apple", "bean", "carrot"))
+# What hosts that only predict do not have.
+HIDE = """
+import sys
+for name in ("tensorflow", "pycocotools", "matplotlib", "torch"):
+    sys.modules[name] = None  # importing it fails, and looking for it finds nothing
+from yolos_jax import predict
+predict.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("model") / "checkpoint", LABELS)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in {"a.png": (64, 64), "b.jpg": (80, 64)}.items():
+        pixels = random.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture, and not looked at")
+    return folder
+
+
+def run(*arguments):
+    """Returns the exit status: None when all went well, else a message."""
+    try:
+        predict.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return None
+
+
+def test_without_what_only_training_needs(checkpoint, pictures, tmp_path):
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE, checkpoint, pictures, "--out", out, "--threshold", "0"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "results.json"]
+    results = json.loads((out / "results.json").read_text())
+    first, second = results["pictures"]
+    assert first["file"] == str(pictures / "a.png") and first["annotated"] == "a.png"
+    assert (second["height"], second["width"]) == (80, 64)
+    for found in (first, second):
+        assert len(found["scores"]) == len(found["boxes_xyxy_px"]) == len(found["names"]) == 8
+        assert found["scores"] == sorted(found["scores"], reverse=True)
+        names = dict(zip(LABELS.category_ids, LABELS.names, strict=True))
+        assert [names[i] for i in found["category_ids"]] == found["names"]
+        assert (
+            f"{found['file']}: 8 boxes: {found['names'][0]} {found['scores'][0]:.2f}" in done.stdout
+        )
+    assert Image.open(out / "b.png").size == (320, 400)  # enlarged by five
+    assert results["unreadable"] == []
+
+
+def test_unreadable_pictures_are_named_and_the_others_done(checkpoint, pictures, tmp_path, capsys):
+    (pictures / "broken.jpg").write_bytes((pictures / "b.jpg").read_bytes()[:300])
+    (pictures / "empty.png").write_bytes(b"")
+    Image.fromarray(np.zeros((1, 2000, 3), np.uint8)).save(pictures / "thin.png")
+    status = run(checkpoint, pictures, "--out", tmp_path / "out", "--threshold", "0.0")
+    assert "3 of the pictures could not be used" in status
+    printed = capsys.readouterr()
+    for name in ("broken.jpg", "empty.png", "thin.png"):
+        assert sum(name in line for line in printed.err.splitlines()) == 1, printed.err
+    assert "a.png: 8 boxes" in printed.out and "b.jpg: 8 boxes" in printed.out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [Path(r["file"]).name for r in results["pictures"]] == ["a.png", "b.jpg"]
+    assert len(results["unreadable"]) == 3
+
+
+def test_threshold_and_top_k(checkpoint, pictures, tmp_path, capsys):
+    picture = pictures / "a.png"
+    assert run(checkpoint, picture, "--out", tmp_path / "all", "--threshold", "0") is None
+    scores = json.loads((tmp_path / "all" / "results.json").read_text())["pictures"][0]["scores"]
+    assert (
+        run(checkpoint, picture, "--out", tmp_path / "k", "--threshold", "0", "--top_k", 2) is None
+    )
+    kept = json.loads((tmp_path / "k" / "results.json").read_text())["pictures"][0]
+    assert kept["scores"] == scores[:2] and len(kept["boxes_xyxy_px"]) == 2
+    threshold = (scores[2] + scores[3]) / 2
+    assert run(checkpoint, picture, "--out", tmp_path / "t", "--threshold", threshold) is None
+    kept = json.loads((tmp_path / "t" / "results.json").read_text())["pictures"][0]
+    assert kept["scores"] == scores[:3]
+    capsys.readouterr()
+    assert run(checkpoint, picture, "--out", tmp_path / "n", "--threshold", "1") is None
+    line = capsys.readouterr().out.splitlines()[0]
+    assert f"the best is {kept['names'][0]} {scores[0]:.3f}, try --threshold" in line
+    assert json.loads((tmp_path / "n" / "results.json").read_text())["pictures"][0]["scores"] == []
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(pictures, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("a.png", "A.jpg", "a_2.png"):
+        (other / name).write_bytes((pictures / "a.png").read_bytes())
+    found = predict.find_pictures([str(pictures), str(other), str(pictures / "a.png")], tmp_path)
+    assert [p.path.name for p in found] == ["a.png", "b.jpg", "A.jpg", "a.png", "a_2.png"]
+    targets = [p.target.name.lower() for p in found]
+    assert len(set(targets)) == 5 and targets[:3] == ["a.png", "b.png", "a_2.png"]
+
+
+def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert "nowhere.png: no such picture or folder" in run(checkpoint, "nowhere.png", "--out", out)
+    (tmp_path / "void").mkdir()
+    assert "void: no picture there" in run(checkpoint, tmp_path / "void", "--out", out)
+    assert "choose another folder" in run(checkpoint, pictures / "a.png", "--out", pictures)
+    assert "no such folder" in run(tmp_path / "none", pictures, "--out", out)
+    assert not out.exists()  # nothing half-written
+    with pytest.raises(SystemExit):
+        predict.parse(["c", "p", "--out", "o", "--threshold", "2"])

@@ -1,0 +1,202 @@
+"""Draws what a detector finds on pictures.
+
+    python -m yolos_jax.predict runs/demo photo.jpg folder_of_photos --out found
+
+Writes each picture with its boxes, and ``results.json``; needs neither tensorflow nor pycocotools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from yolos_jax import detector, visualize
+from yolos_jax.data import image as image_lib
+from yolos_jax.labels import LabelMap
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NAMED = 6  # boxes that the line of a picture names
+
+
+class Picture(NamedTuple):
+    path: Path
+    target: Path  # where the annotated picture goes
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m yolos_jax.predict", description="Draws what a detector finds on pictures."
+    )
+    parser.add_argument("checkpoint", help="folder of a run, or of converted weights")
+    parser.add_argument("pictures", nargs="+", help="picture, or folder of pictures")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score (0.5)")
+    parser.add_argument("--top_k", type=int, default=0, help="boxes per picture at most (0: all)")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (8)")
+    args = parser.parse_args(argv)
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold {args.threshold}: expected a score, 0 to 1")
+    if args.top_k < 0 or args.batch_size < 1:
+        parser.error("--top_k must not be negative, --batch_size at least 1")
+    return args
+
+
+def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
+    """Lists the pictures that were named, those of folders by name.
+
+    Raises:
+      ValueError: no such file or folder, a folder without pictures, or pictures that lie where
+        the annotated ones would go.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise ValueError(f"{path}: no picture there ({', '.join(SUFFIXES)})")
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise ValueError(f"{path}: no such picture or folder")
+    paths = list(dict.fromkeys(paths))
+    for path in paths:
+        if path.resolve().parent == out.resolve():
+            raise ValueError(f"--out {out} holds the picture {path.name}: choose another folder")
+    taken: set[str] = set()
+    pictures = []
+    for path in paths:
+        # Pictures of two folders may have one name.
+        names_free = (path.stem + end for end in ("", *(f"_{n}" for n in range(2, len(paths) + 2))))
+        stem = next(name for name in names_free if name.lower() not in taken)
+        taken.add(stem.lower())
+        pictures.append(Picture(path, out / f"{stem}.png"))
+    return pictures
+
+
+def predict_chunk(model: detector.Detector, paths: Sequence[Path]) -> list:
+    """Decodes pictures and predicts them together.
+
+    Returns:
+      For each picture (pixels, prediction), or the ValueError that says what is wrong with it.
+    """
+    # As training saw its pictures.
+    exif = (model.metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
+    outcomes: list = []
+    for path in paths:
+        try:
+            outcomes.append(image_lib.decode(path, exif=exif))
+        except ValueError as error:
+            outcomes.append(error)
+    readable = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, np.ndarray)]
+    try:
+        predictions = model.predict([outcomes[i] for i in readable], threshold=0.0)
+    except ValueError as error:
+        # One of them is at fault (too thin to resize, say): the others are predicted without it.
+        if len(paths) == 1:
+            return [ValueError(f"{paths[0]}: {error}")]
+        return [outcome for path in paths for outcome in predict_chunk(model, [path])]
+    for i, prediction in zip(readable, predictions, strict=True):
+        outcomes[i] = outcomes[i], prediction
+    return outcomes
+
+
+def summary_line(name: str, prediction: detector.Prediction, kept: int, threshold: float) -> str:
+    """Says in one line what was found on a picture: the first ``kept`` predictions."""
+    scored = zip(prediction.names[:kept][:NAMED], prediction.scores, strict=False)
+    named = ", ".join(f"{what} {score:.2f}" for what, score in scored)
+    if kept:
+        more = f", and {kept - NAMED} more" if kept > NAMED else ""
+        return f"{name}: {kept} box{'es' if kept > 1 else ''}: {named}{more}"
+    if not len(prediction.scores):
+        return f"{name}: no score is a number; the parameters of this checkpoint are no use"
+    best, score = prediction.names[0], float(prediction.scores[0])
+    return (
+        f"{name}: nothing scores {threshold:g} or more; the best is {best} {score:.3f}, "
+        f"try --threshold {0.9 * score:.2g}"
+    )
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Predicts, draws and writes; returns a message for every picture that could not be read."""
+    out = Path(args.out)
+    pictures = find_pictures(args.pictures, out)
+    model = detector.load(args.checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    records, unreadable = [], []
+    for start in range(0, len(pictures), args.batch_size):
+        chunk = pictures[start : start + args.batch_size]
+        outcomes = predict_chunk(model, [picture.path for picture in chunk])
+        for picture, outcome in zip(chunk, outcomes, strict=True):
+            if isinstance(outcome, ValueError):
+                unreadable.append(str(outcome))
+                print(f"cannot be used: {outcome}", file=sys.stderr)
+                continue
+            pixels, prediction = outcome
+            kept = int((prediction.scores >= args.threshold).sum())
+            kept = min(kept, args.top_k or kept)
+            records.append(write_picture(picture, pixels, prediction, kept, model.label_map))
+            print(summary_line(str(picture.path), prediction, kept, args.threshold), flush=True)
+    results = {
+        "checkpoint": os.path.abspath(args.checkpoint),
+        "threshold": args.threshold,
+        "pictures": records,
+        "unreadable": unreadable,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return unreadable
+
+
+def write_picture(
+    picture: Picture,
+    pixels: np.ndarray,
+    prediction: detector.Prediction,
+    kept: int,
+    label_map: LabelMap,
+) -> dict:
+    """Draws the first ``kept`` predictions; returns what results.json says about the picture."""
+    prediction = detector.Prediction(
+        prediction.boxes_xyxy_px[:kept],
+        prediction.scores[:kept],
+        prediction.category_ids[:kept],
+        prediction.names[:kept],
+    )
+    boxes = visualize.Boxes(
+        prediction.boxes_xyxy_px,
+        label_map.slots(prediction.category_ids),
+        prediction.names,
+        prediction.scores,
+    )
+    visualize.draw(pixels, boxes).save(picture.target)
+    return {
+        "file": str(picture.path),
+        "annotated": picture.target.name,
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        **prediction.to_dict(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        unreadable = run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"predict: {error}")
+    print(f"pictures with boxes and results.json are in {args.out}")
+    if unreadable:
+        sys.exit(
+            f"predict: {len(unreadable)} of the pictures could not be used; they are named above"
+        )
+
+
+if __name__ == "__main__":
+    main()
