@@ -1,0 +1,309 @@
+"""A trained detector as its users call it: pictures in, boxes out.
+
+    detector = yolos_jax.load("runs/demo")
+    for found in detector.predict(["street.jpg"], threshold=0.7):
+        print(found.names, found.boxes_xyxy_px)
+
+Needs neither tensorflow nor pycocotools nor torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from yolos_jax import checkpoint, losses
+from yolos_jax.batch import Batch, Detections, normalise
+from yolos_jax.data import image as image_lib
+from yolos_jax.labels import LabelMap
+from yolos_jax.models.build import Model, build_model
+
+Array = np.ndarray
+
+_SIDE = 8  # patches: bounds of position tables are rounded up to it, for few compiled programs
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found on one picture, best first."""
+
+    boxes_xyxy_px: Array  # float32 [n, 4], in pixels of the picture; may reach beyond its border
+    scores: Array  # float32 [n], 0..1
+    category_ids: Array  # int64 [n], of the dataset the detector was trained on
+    names: tuple[str, ...]  # n names of classes
+
+    def to_dict(self) -> dict[str, list]:
+        """Plain lists, for JSON."""
+        return {
+            "boxes_xyxy_px": self.boxes_xyxy_px.tolist(),
+            "scores": self.scores.tolist(),
+            "category_ids": self.category_ids.tolist(),
+            "names": list(self.names),
+        }
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """What the network itself returns, numpy float32; T = 1 + Q + N tokens."""
+
+    pred_logits: Array  # [B, Q, K + 1]; the last is no-object
+    pred_boxes: Array  # [B, Q, 4], cxcywh relative to the picture, 0..1
+    attention: Array | None = None  # [B, H, T, T], last block; tokens: class, detection, patches
+    tokens: Array | None = None  # [L, B, T, D], after each block and before its position table
+    embed: Array | None = None  # [B, T, D], before the first block
+    norm: Array | None = None  # [B, T, D], after the last LayerNorm
+
+
+class Detector:
+    """A model with its parameters, its classes and the way it wants pictures."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        *,
+        dtype: str | None = None,
+        attention: str | None = None,
+    ):
+        """Makes a detector of a checkpoint's content.
+
+        Args:
+          params: nested dict of float32 arrays.
+          metadata: what ``checkpoint.load_params`` returns beside them.
+          dtype: of matrix products, 'float32' or 'bfloat16', for predictions and outputs. None:
+            outputs in float32; predictions in float32 on the CPU, where bfloat16 is slow, and in
+            the type the model was trained with elsewhere.
+          attention: a backend of models/attention.py instead of the checkpoint's.
+        """
+        config = dict(metadata["model"])
+        if attention is not None:
+            config["attention"] = attention
+        on_cpu = jax.default_backend() == "cpu"
+        predict_dtype = dtype or ("float32" if on_cpu else config["dtype"])
+        num_classes = metadata["num_classes"]
+        self.model = build_model({**config, "dtype": predict_dtype}, num_classes)
+        self._outputs_model = build_model({**config, "dtype": dtype or "float32"}, num_classes)
+        self.params = jax.device_put(jax.tree.map(lambda leaf: jnp.asarray(leaf), dict(params)))
+        self.metadata = dict(metadata)
+        self.label_map = LabelMap.from_json(metadata["label_map"])
+        self.preprocess = dict(metadata["preprocess"])
+        # Training must have seen pictures the way they are seen here.
+        run = metadata.get("config") or {}
+        self._exif = run.get("data", {}).get("exif", "ignore")
+        # Padding to few lengths: programs are compiled once for each.
+        self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
+
+    def predict(
+        self,
+        pictures: Any,
+        threshold: float = 0.5,
+        top_k: int = 0,
+    ) -> list[Prediction]:
+        """Finds objects on pictures.
+
+        A picture's predictions depend neither on the others nor on how many there are.
+
+        Args:
+          pictures: a picture or a sequence of them: paths, PIL pictures, or uint8 arrays
+            [height, width, 3].
+          threshold: least score of a box.
+          top_k: boxes per picture at most; 0: as many as there are detection tokens.
+
+        Returns:
+          One Prediction per picture, in their order.
+
+        Raises:
+          ValueError: no such picture, not a picture, or not one of the three kinds.
+        """
+        images = [_to_array(picture, self._exif) for picture in _as_list(pictures)]
+        prepared = [
+            image_lib.preprocess(image, self.preprocess, self.model.config.patch_size)
+            for image in images
+        ]
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for i, (_, grid) in enumerate(prepared):
+            groups.setdefault(self._shape(grid), []).append(i)
+        results: dict[int, Prediction] = {}
+        for shape, members in groups.items():
+            for start in range(0, len(members), self._batch_size):
+                chunk = members[start : start + self._batch_size]
+                sizes = [images[i].shape[:2] for i in chunk]
+                found = self._detect([prepared[i] for i in chunk], sizes, shape)
+                for row, i in enumerate(chunk):
+                    results[i] = self._choose(found, row, threshold, top_k)
+        return [results[i] for i in range(len(images))]
+
+    def outputs(self, pixels: Any, capture: bool = False) -> RawOutputs:
+        """The network's outputs for pictures that are already normalised, as PyTorch's on them.
+
+        The whole canvas is the picture: padding in it is seen as pixels. Sides are cut to
+        multiples of the patch size, as a convolution with that stride does.
+
+        Args:
+          pixels: float32 [B, H, W, 3].
+          capture: also return the attention of the last block and the tokens of each.
+
+        Raises:
+          ValueError: another shape, or a side smaller than a patch.
+        """
+        patch_size = self.model.config.patch_size
+        pixels = np.asarray(pixels)
+        if pixels.ndim != 4 or pixels.shape[3] != 3 or min(pixels.shape[1:3]) < patch_size:
+            raise ValueError(
+                f"pixels have shape {pixels.shape}, expected [B, H, W, 3] with sides of at least "
+                f"{patch_size}"
+            )
+        if pixels.dtype.kind != "f":
+            raise ValueError(f"pixels are {pixels.dtype}, expected normalised float32")
+        grid = pixels.shape[1] // patch_size, pixels.shape[2] // patch_size
+        patches = [image_lib.patchify(image, patch_size) for image in pixels]
+        batch = Batch(
+            patches=np.stack(patches).astype(np.float32),
+            grid=np.tile(np.asarray(grid, np.int32), (len(pixels), 1)),
+            image_valid=np.ones(len(pixels), bool),
+        )
+        with jax.default_matmul_precision("highest"):
+            outputs, captured = _forward(self._outputs_model, self.params, batch, grid, capture)
+        outputs, captured = jax.device_get((outputs, captured))
+        return RawOutputs(
+            outputs.pred_logits[-1],
+            outputs.pred_boxes[-1],
+            captured.get("attention"),
+            captured.get("blocks"),
+            captured.get("embed"),
+            captured.get("norm"),
+        )
+
+    def _shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """Static shape for a picture: (N, bounds of rows, bounds of columns)."""
+        prefix = 1 + self.model.config.num_queries
+        length = _round_up(prefix + grid[0] * grid[1], self._multiple)
+        return length - prefix, _round_up(grid[0], _SIDE), _round_up(grid[1], _SIDE)
+
+    def _detect(
+        self,
+        prepared: Sequence[tuple[Array, tuple[int, int]]],
+        sizes: Sequence[tuple[int, int]],
+        shape: tuple[int, int, int],
+    ) -> Detections:
+        """Runs pictures of one static shape; rows beyond theirs are padding."""
+        num_patches, *bounds = shape
+        rows = 1 << (len(prepared) - 1).bit_length()  # few batch sizes too
+        batch = Batch(
+            patches=np.zeros((rows, num_patches, prepared[0][0].shape[1]), np.uint8),
+            grid=np.ones((rows, 2), np.int32),
+            image_valid=np.arange(rows) < len(prepared),
+        )
+        original_size = np.ones((rows, 2), np.int32)
+        original_size[: len(prepared)] = sizes
+        for row, (patches, grid) in enumerate(prepared):
+            batch.patches[row, : len(patches)] = patches
+            batch.grid[row] = grid
+        mean, std = (tuple(self.preprocess[key]) for key in ("mean", "std"))
+        precision = "highest" if self.model.config.dtype == "float32" else "default"
+        with jax.default_matmul_precision(precision):
+            found = _detections(
+                self.model, self.params, batch, original_size, tuple(bounds), mean, std
+            )
+        return jax.device_get(found)
+
+    def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
+        scores = found.scores[row]
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= threshold][: top_k or None]
+        slots = found.labels[row][order]
+        return Prediction(
+            boxes_xyxy_px=found.boxes_xyxy_px[row][order],
+            scores=scores[order],
+            category_ids=self.label_map.ids(slots),
+            names=tuple(self.label_map.names[slot] for slot in slots),
+        )
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+    size: int | None = None,
+    max_size: int | None = None,
+) -> Detector:
+    """Loads a detector from a run's work directory, or from a converted checkpoint.
+
+    Args:
+      path: of a run (its best checkpoint by AP, else its last), a folder of checkpoints, or one.
+      dtype: see ``Detector``.
+      attention: see ``Detector``.
+      size: shorter side that pictures are resized to, pixels, instead of the checkpoint's.
+      max_size: longer side at most, likewise.
+
+    Raises:
+      ValueError: no checkpoint there, or one that is damaged.
+    """
+    params, metadata = checkpoint.load_params(path)
+    given = {"size": size, "max_size": max_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    metadata = {**metadata, "preprocess": {**metadata["preprocess"], **given}}
+    if metadata.get("new"):
+        warnings.warn(
+            f"{path}: its heads are random, it is a start for training and no detector yet "
+            f"({metadata['source']})",
+            stacklevel=2,
+        )
+    return Detector(params, metadata, dtype=dtype, attention=attention)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _forward(model: Model, params: dict, batch: Batch, bounds: tuple[int, int], capture: bool):
+    outputs = model.apply(params, batch, bounds=bounds, capture=capture)
+    return outputs if capture else (outputs, {})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _detections(
+    model: Model,
+    params: dict,
+    batch: Batch,
+    original_size: Array,
+    bounds: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Detections:
+    batch = batch._replace(patches=normalise(batch.patches, mean, std))
+    return losses.postprocess(model.apply(params, batch, bounds=bounds), original_size)
+
+
+def _as_list(pictures: Any) -> list:
+    if isinstance(pictures, str | os.PathLike | Image.Image):
+        return [pictures]
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
+        return [pictures]
+    return list(pictures)
+
+
+def _to_array(picture: Any, exif: str) -> Array:
+    """uint8 [height, width, 3] of a path, a PIL picture or an array."""
+    if isinstance(picture, str | os.PathLike):
+        return image_lib.decode(picture, exif=exif)
+    if isinstance(picture, Image.Image):
+        return image_lib.to_rgb(picture)
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ValueError(
+            f"picture is {array.dtype} {array.shape}, expected uint8 [height, width, 3], a PIL "
+            "picture or a path"
+        )
+    return array
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
