@@ -1,0 +1,128 @@
+"""Writing checkpoints: ours, a folder of transformers, or a file of the original YOLOS.
+
+Whatever is written appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolos_jax import checkpoint
+from yolos_jax.convert import huggingface, names, read
+from yolos_jax.convert.conversion import Converted
+
+
+def write_ours(converted: Converted, destination: Path, source: str) -> None:
+    """Writes an orbax checkpoint that predicts by itself."""
+    checkpoint.save_params(destination, converted.params, converted.metadata(source))
+
+
+def write_hf(converted: Converted, destination: Path, source: str) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors."""
+    del source
+    import safetensors.numpy
+
+    config = huggingface.config_of(converted.model, converted.label_map)
+    preprocessor = huggingface.preprocessor_of(converted.preprocess)
+    tensors = names.from_params(converted.params, converted.model)
+    tensors = huggingface.from_original(tensors)
+    destination.mkdir(parents=True)
+    safetensors.numpy.save_file(
+        tensors, destination / "model.safetensors", metadata={"format": "pt"}
+    )
+    for name, content in (("config", config), ("preprocessor_config", preprocessor)):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (destination / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def write_yolos(converted: Converted, destination: Path, source: str) -> None:
+    """Writes a .pth as the original's main.py saves and resumes it."""
+    del source
+    import torch
+
+    model, preprocess = converted.model, converted.preprocess
+    patch = model["patch_size"]
+    mid = [side * patch for side in model["mid_position_grid"]]
+    args = argparse.Namespace(
+        init_pe_size=[side * patch for side in model["position_grid"]],
+        mid_pe_size=mid or None,
+        det_token_num=model["num_queries"],
+        eval_size=preprocess["size"],
+    )
+    tensors = names.from_params(converted.params, model)
+    content = {
+        "model": {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()},
+        "epoch": 0,
+        "args": args,
+        read.EXTRAS: {  # which the original's code does not look at
+            "model": _plain(model),
+            "label_map": converted.label_map.to_json(),
+            "preprocess": _plain(preprocess),
+        },
+    }
+    torch.save(content, destination)
+
+
+WRITERS: dict[str, Callable[[Converted, Path, str], None]] = {
+    "yolos_jax": write_ours,
+    "hf": write_hf,
+    "yolos": write_yolos,
+}
+
+
+def check_destination(source: str | Path, destination: str | Path, overwrite: bool) -> None:
+    """Raises ValueError where writing would destroy what nobody asked to destroy."""
+    target = Path(destination)
+    if target.resolve() == Path(source).resolve():
+        raise ValueError(f"{destination}: source and destination are the same.")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{destination}: is there already; --overwrite replaces it.")
+    if target.is_dir() and not _holds_a_checkpoint(target):
+        raise ValueError(
+            f"{destination}: a folder with something else than a checkpoint in it; it will not be "
+            "replaced."
+        )
+
+
+@contextlib.contextmanager
+def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
+    """Yields a path beside the destination to write to; renames it when all went well."""
+    target = Path(os.path.abspath(destination))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(replaced)
+        temporary.rename(target)
+    finally:
+        for path in (temporary, replaced):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _holds_a_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a converted checkpoint or a folder of transformers, and no more."""
+    ours = [path.name.isdigit() and (path / "params").is_dir() for path in folder.iterdir()]
+    return all(ours) or (folder / "config.json").is_file()
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: all that a pickle opened with weights_only may hold."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+    }

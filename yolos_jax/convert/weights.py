@@ -1,0 +1,79 @@
+"""Any checkpoint that is known here -> our form -> any layout that is known here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolos_jax import checkpoint
+from yolos_jax.convert import backbones, conversion, huggingface, names, original, read, vit_layouts
+from yolos_jax.convert.conversion import Converted, Options
+from yolos_jax.convert.read import Source
+from yolos_jax.labels import LabelMap
+
+# In this order: a YOLOS has a vision transformer's tensors too.
+_LAYOUTS = (
+    (original.recognises, original.convert),
+    (huggingface.recognises, huggingface.convert),
+    (vit_layouts.recognises, backbones.convert),
+)
+_KNOWN = (
+    "the original YOLOS, transformers' YOLOS, DeiT, ViT in the layouts of timm, transformers and "
+    "google-research (.npz), checkpoints of this project"
+)
+
+
+def open_checkpoint(path: str | Path, options: Options) -> tuple[Converted, Source | None]:
+    """Reads a checkpoint of any known kind into our form.
+
+    Args:
+      path: a file, a folder, or a name on the Hugging Face hub.
+      options: what the checkpoint does not say itself.
+
+    Returns:
+      The checkpoint in our form, and the source it came from; None for one of our own.
+
+    Raises:
+      ValueError: no checkpoint, of no known kind, or one that does not fit; one message names all
+        that is wrong.
+    """
+    if is_ours(path):
+        return from_ours(path), None
+    source = read.read(path)
+    for recognises, convert in _LAYOUTS:
+        if recognises(source.tensors):
+            return convert(source, options), source
+    some = ", ".join(list(source.tensors)[:5])
+    raise ValueError(
+        f"{path}: {len(source.tensors)} tensors in no layout that is known here ({some}, ...). "
+        f"Known: {_KNOWN}."
+    )
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether a path is a run, a folder of our checkpoints, or one of them."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return False
+    steps = (child for child in folder.iterdir() if child.name.isdigit() and child.is_dir())
+    inside = (folder / name for name in (checkpoint.FOLDER, "metadata"))
+    return any(child.is_dir() for child in inside) or any(steps)
+
+
+def from_ours(path: str | Path) -> Converted:
+    """Reads a checkpoint of our own."""
+    params, metadata = checkpoint.load_params(path)
+    model = conversion.model_config(**metadata["model"])
+    return Converted(
+        kind="YOLOS of this project",
+        params=params,
+        model=model,
+        label_map=LabelMap.from_json(metadata["label_map"]),
+        preprocess=dict(metadata["preprocess"]),
+        rows=conversion.loaded_rows(names.flatten(params)),
+        new=tuple(metadata.get("new", ())),
+    )
+
+
+def count_parameters(params: dict) -> int:
+    """How many numbers a nested dict of arrays holds."""
+    return sum(array.size for array in names.flatten(params).values())
