@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -186,3 +195,50 @@ def test_slots_that_no_category_has_leave_no_results(seven):
     batches = host_batches(seven, plan, mesh_of(1))
     found = evaluation.evaluate(predict, {}, seven, plan, batches, mesh_of(1), truth)
     assert {r["category_id"] for r in found.results} == {seven.label_map.category_ids[0]}
+
+
+WORKER = """
+import json, sys
+import jax
+address, process, root, out = sys.argv[1:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, 2, int(process), initialization_timeout=60)
+from tests import test_evaluation as test
+index = test.load_coco(root, "annotations/instances_val2017.json", "val2017")
+device_mesh = test.mesh.make_mesh()
+assert device_mesh.size == 4
+found = test.evaluate(index, device_mesh, 4, unreadable=(int(index.image_ids[2]),))
+with open(out, "w") as file:
+    json.dump([found.metrics, found.results, found.unreadable, found.messages], file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(seven, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    outs = [tmp_path / f"{i}.json" for i in range(2)]
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, address, str(i), seven.root, str(outs[i])],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | flags,
+            start_new_session=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 180
+        assert [w.wait(deadline - time.monotonic()) for w in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+    first, second = (json.loads(out.read_text()) for out in outs)
+    assert first[:3] == second[:3]  # every process knows everything ...
+    gone = int(seven.image_ids[2])
+    assert sorted(first[3] + second[3]) == [f"picture of image {gone}: gone"]  # ... reasons apart
+    alone = evaluate(seven, mesh_of(1), 7, unreadable=(gone,))
+    assert first[:3] == [alone.metrics, alone.results, [gone]]
