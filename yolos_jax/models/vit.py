@@ -7,7 +7,7 @@ Dosovitskiy et al., "An image is worth 16x16 words", with the mid position table
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,27 @@ REMAT = ("none", "default", "full")
 
 # The reference draws from a normal cut at +-2, which is a hundred standard deviations.
 weight_init = nn.initializers.normal(0.02)
+
+
+class Mid(NamedTuple):
+    """The mid position tables, and what resizes them to the batch."""
+
+    tables: dict[str, Array]  # as ``position.token_positions`` takes them, L - 1 on axis 0.
+    resizer: position.Resizer
+
+    def positions(self, index: Array) -> Array:
+        """float32 [B, T, D] to add after block ``index``; zeros after the last.
+
+        Picked inside the scanned block, one table is alive at a time; the gradient is added in
+        place. (Scanned over with zeros for the last block, the tables would be copied whole, in
+        both passes.)
+        """
+        last = self.tables["cls"].shape[0]
+
+        def pick(tables):
+            return jnp.where(index < last, tables[jnp.minimum(index, last - 1)], 0)
+
+        return position.token_positions(jax.tree.map(pick, self.tables), self.resizer)
 
 
 def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
@@ -73,15 +94,19 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: Array,
-        mid_table: dict[str, Array] | None,
-        lengths: Array,
-        mid_resizer: position.Resizer | None,
+        self, tokens: Array, index: Array, lengths: Array, mid: Mid | None
     ) -> tuple[Array, tuple[Array, Array, Array] | None]:
-        """Returns the next block's tokens and, when capturing, (tokens, queries, keys).
+        """One block.
 
-        The captured tokens are without the mid table.
+        Args:
+          tokens: float32 [B, T, D].
+          index: int32 [], which block this is.
+          lengths: int32 [B].
+          mid: the tables of all blocks but the last.
+
+        Returns:
+          The next block's tokens and, when capturing, (tokens without the mid table, queries,
+          keys).
         """
         attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
         attended, (q, k) = attend(layer_norm("norm1", self.layer_norm_eps)(tokens), lengths)
@@ -89,8 +114,8 @@ class Block(nn.Module):
         normed = layer_norm("norm2", self.layer_norm_eps)(tokens)
         tokens += Mlp(self.mlp_width, self.dtype, name="mlp")(normed)
         captured = (tokens, q, k) if self.capture else None
-        if mid_table is not None:
-            tokens += position.token_positions(mid_table, mid_resizer).astype(tokens.dtype)
+        if mid is not None:
+            tokens += mid.positions(index)
         return tokens, captured
 
 
@@ -117,7 +142,7 @@ def blocks(
       capture: also return what every block computed, stacked on axis 0.
 
     Returns:
-      A module with Block's signature whose ``mid_table`` has ``depth`` rows more in front.
+      A module with Block's signature, to be called with ``jnp.arange(depth)`` for the index.
     """
     block = Block
     if remat != "none":

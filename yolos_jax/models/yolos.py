@@ -92,7 +92,9 @@ class Backbone(nn.Module):
         num_queries = config.num_queries
         placement = position.place(batch.grid, batch.patches.shape[1], self.bounds)
         lengths = 1 + num_queries + jnp.prod(batch.grid, axis=1)
-        tokens = self._embed(batch, placement).astype(dtype)
+        # The residual stream is float32 whatever the type of the products, as under torch's
+        # autocast: in bfloat16 boxes move half as much again.
+        tokens = self._embed(batch, placement)
         captured = {"embed": tokens}
 
         blocks = vit.blocks(
@@ -106,8 +108,8 @@ class Backbone(nn.Module):
             remat=config.remat,
             capture=self.capture,
         )
-        mid_tables, mid_resizer = self._mid(batch.grid, placement)
-        tokens, per_block = blocks(tokens, mid_tables, lengths, mid_resizer)
+        mid = self._mid(batch.grid, placement)
+        tokens, per_block = blocks(tokens, jnp.arange(config.depth), lengths, mid)
         if not self.capture:
             tokens = tokens[:, : 1 + num_queries]
         tokens = vit.layer_norm("norm", config.layer_norm_eps)(tokens)
@@ -137,12 +139,11 @@ class Backbone(nn.Module):
         resizer = position.make_resizer(config.position_grid, batch.grid, placement, self.bounds)
         return tokens + position.token_positions(table, resizer)
 
-    def _mid(self, grid: Array, placement: position.Placement):
-        """One table per block (zeros after the last) and what resizes them; None without any."""
+    def _mid(self, grid: Array, placement: position.Placement) -> vit.Mid | None:
         config = self.config
         if not config.mid_position_grid:
-            return None, None
-        table = PositionTable(
+            return None
+        tables = PositionTable(
             config.mid_position_grid,
             config.num_queries,
             config.width,
@@ -150,9 +151,8 @@ class Backbone(nn.Module):
             stack=(config.depth - 1,),
             name="mid_position",
         )()
-        table = jax.tree.map(lambda t: jnp.pad(t, [(0, 1)] + [(0, 0)] * (t.ndim - 1)), table)
-        resizer = position.make_resizer(config.mid_position_grid, grid, placement, self.bounds)
-        return table, resizer
+        size = config.mid_position_grid
+        return vit.Mid(tables, position.make_resizer(size, grid, placement, self.bounds))
 
 
 class Head(nn.Module):
