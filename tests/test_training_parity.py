@@ -87,6 +87,7 @@ def difference(ours: dict, expected: dict) -> tuple[float, float]:
     return others, keys
 
 
+@pytest.mark.slow
 def test_gradients_of_the_first_step():
     config = make_config()
     model = build_model(config.model, 91)
