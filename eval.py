@@ -1,0 +1,171 @@
+"""Evaluates a checkpoint on a folder of pictures in COCO format, with COCO's own numbers.
+
+    python eval.py --checkpoint runs/yolos_s --data_root /data/coco [--results found.json]
+
+The configuration is the checkpoint's; ``--set preprocess.size=512 model.dtype=float32`` changes
+what may be changed. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+# What neither the checkpoint's arrays nor what it has learnt fix.
+SETTABLE = (
+    "model.attention",
+    "model.dtype",
+    "model.scan",
+    "preprocess.size",
+    "preprocess.max_size",
+    "preprocess.mean",
+    "preprocess.std",
+    "buckets.count",
+    "buckets.multiple",
+    "data.on_error",
+    "data.exif",
+    "data.max_bad_fraction",
+    "data.workers",
+    "data.prefetch",
+    "mesh.fsdp",
+)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Evaluates a checkpoint with COCO's numbers.", allow_abbrev=False
+    )
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, or converted weights")
+    parser.add_argument("--data_root", required=True, help="folder of annotations and pictures")
+    parser.add_argument("--split", default="val", help="annotations/instances_{split}2017.json")
+    parser.add_argument("--annotations", help="COCO file, relative to the root (of the split)")
+    parser.add_argument("--images", help="folder, relative to the root ({split}2017)")
+    parser.add_argument("--subset", type=int, default=0, help="first n images only (0: all)")
+    parser.add_argument("--batch_size", type=int, help="images at once, over all devices")
+    parser.add_argument("--results", help="file for the detections, in COCO's results format")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="settings",
+        help=f"changes to the checkpoint's configuration: {', '.join(SETTABLE)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference_padding", type=int, default=0, metavar="N",
+        help="pad N pictures to one canvas, unmasked, as the published Ti was evaluated (2)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    for name in ("subset", "reference_padding"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more")
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f"--batch_size {args.batch_size}: expected at least 1")
+    return args
+
+
+def checkpoint_config(metadata: dict) -> ConfigDict:
+    """Returns the configuration that a checkpoint carries, defaults where it has none."""
+    config = common.get_config()
+    stored = dict(metadata.get("config") or {})
+    for section in (*stored, "model", "preprocess"):
+        values = metadata[section] if section in ("model", "preprocess") else stored[section]
+        if isinstance(values, dict) and section in config:
+            for key, value in values.items():
+                if key in config[section]:
+                    # JSON knows no tuples.
+                    config[section][key] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def override(config: ConfigDict, setting: str) -> None:
+    """Applies ``key=value``.
+
+    Raises:
+      ValueError: no such key, not one that may change, or a value of another kind.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set {setting}: expected KEY=VALUE")
+    if key not in SETTABLE:
+        tails = {known.split(".")[1]: known for known in SETTABLE}
+        near = [
+            *difflib.get_close_matches(key, SETTABLE, 1),
+            *(tails[t] for t in difflib.get_close_matches(key.split(".")[-1], tails, 1)),
+        ]
+        section, _, name = key.partition(".")
+        known = section in config and isinstance(config[section], ConfigDict)
+        problem = "is fixed by the checkpoint" if known and name in config[section] else "is no key"
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise ValueError(f"--set {key}: {problem}{hint}; these can be set: {', '.join(SETTABLE)}")
+    section, name = key.split(".")
+    current = config[section][name]
+    try:
+        value = text if isinstance(current, str) else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(current):
+        raise ValueError(
+            f"--set {setting}: expected {type(current).__name__}, as in {key}={current!r}"
+        )
+    config[section][name] = value
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Evaluates; returns the summary that becomes the last line."""
+    # Here, so that --help answers at once.
+    import jax
+
+    from yolos_jax import checkpoint, evaluator
+
+    params, metadata = checkpoint.load_params(args.checkpoint)
+    config = checkpoint_config(metadata)
+    for setting in args.settings:
+        override(config, setting)
+    if args.batch_size is not None:
+        config.eval.batch_size = args.batch_size
+    split = evaluator.Split(
+        root=args.data_root,
+        annotations=args.annotations or f"annotations/instances_{args.split}2017.json",
+        images=args.images or f"{args.split}2017",
+        subset=args.subset,
+    )
+    if jax.process_index() == 0:
+        print(f"{args.checkpoint}: step {metadata['step']}, from {metadata['source']}")
+    found, summary = evaluator.evaluate_checkpoint(
+        params, metadata, config, split, padding=args.reference_padding
+    )
+    summary |= {"checkpoint": os.path.abspath(args.checkpoint), "split": args.split}
+    if args.results and jax.process_index() == 0:
+        write_whole(args.results, found.results)
+        summary["results"] = os.path.abspath(args.results)
+    return summary
+
+
+def write_whole(path: str, results: list[dict]) -> None:
+    """Writes JSON under its name only when it is complete."""
+    partial = f"{path}.partial"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(results, file, allow_nan=False)
+    os.replace(partial, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        summary = run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"eval.py: {error}")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

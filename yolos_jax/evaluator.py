@@ -1,0 +1,192 @@
+"""Evaluates a checkpoint on a split, as eval.py asks: the order of things, and what is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from yolos_jax import evaluation, reference_padding, scoring, step
+from yolos_jax import mesh as mesh_lib
+from yolos_jax.batch import HostBatch
+from yolos_jax.data import pipeline
+from yolos_jax.data.index import Index, ground_truth, load_coco, read_coco
+from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
+from yolos_jax.labels import LabelMap
+from yolos_jax.models import build
+
+SHOWN = 10  # pictures that could not be read, named in one error
+
+
+class Split(NamedTuple):
+    """Where the pictures are."""
+
+    root: str  # folder or gs:// path that the next two are relative to
+    annotations: str  # COCO file
+    images: str  # folder
+    subset: int  # the first n images only; 0: all
+
+
+def evaluate_checkpoint(
+    params: dict,
+    metadata: dict,
+    config: ConfigDict,
+    split: Split,
+    *,
+    padding: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[evaluation.Evaluation, dict]:
+    """Evaluates a detector and prints what was found.
+
+    Args:
+      params, metadata: of ``checkpoint.load_params``.
+      config: as configs/common.py; of it model, preprocess, buckets, mesh, data.exif,
+        data.on_error, data.workers, data.prefetch, data.max_bad_fraction and eval.batch_size.
+      split: the data.
+      padding: pictures that share a canvas, as the reference evaluates Ti; 0: none do.
+      say: what prints; only the first process does.
+
+    Returns:
+      The evaluation, and a summary fit for JSON: the twelve numbers, images, unreadable,
+      nonfinite, seconds, images_per_second, step.
+
+    Raises:
+      ValueError: the data or the configuration make no sense, the dataset's categories are not
+        the checkpoint's, or more than data.max_bad_fraction of the pictures cannot be read.
+    """
+    if jax.process_index():
+        say = _say_nothing
+    trained = LabelMap.from_json(metadata["label_map"])
+    mesh = mesh_lib.make_mesh(config.mesh.fsdp)
+    index = load_coco(
+        split.root,
+        split.annotations,
+        split.images,
+        on_error=config.data.on_error,
+        exif=config.data.exif,
+    )
+    category_ids = scoring.match_categories(trained, index.label_map)
+    index = index.subset(split.subset)
+    say(index.describe())
+    if index.dropped.counts:
+        say(str(index.dropped))
+    batch_size = evaluation.round_up_batch(config.eval.batch_size, mesh, max(padding, 1))
+    if batch_size != config.eval.batch_size:
+        say(
+            f"batches of {batch_size} images instead of {config.eval.batch_size}: every one of "
+            f"{mesh.size} devices takes as many"
+        )
+    plan, batches = plan_batches(index, config, mesh, batch_size, padding)
+    say(plan.describe())
+
+    model = build.build_model(config.model, trained.num_classes)
+    params = jax.tree.map(mesh_lib.put_whole, params, mesh_lib.shardings(params, mesh))
+    if padding:
+        predict_step = reference_padding.make_predict_step(model, mesh)
+    else:
+        predict_step = step.make_predict_step(model, mesh, config.preprocess)
+    started = time.monotonic()
+    found = evaluation.evaluate(
+        predict_step,
+        params,
+        index,
+        plan,
+        watched(batches, plan.steps, len(index), config.data.max_bad_fraction),
+        mesh,
+        ground_truth(read_coco(index.annotations)),
+        category_ids=category_ids,
+    )
+    seconds = time.monotonic() - started
+    summary = {key: found.metrics[key] for key, *_ in scoring.SUMMARY}
+    summary |= {
+        "images": len(index),
+        "unreadable": len(found.unreadable),
+        "nonfinite": found.nonfinite,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(index) / seconds, 2),
+        "step": metadata["step"],
+    }
+    say_findings(found, summary, say)
+    return found, summary
+
+
+def plan_batches(
+    index: Index, config: ConfigDict, mesh: jax.sharding.Mesh, batch_size: int, padding: int
+) -> tuple[Plan, Iterator[HostBatch]]:
+    """Returns the plan of an evaluation and this host's batches of it."""
+    recipe = EvalRecipe.from_config(config)
+    bucketing = {
+        "multiple": config.buckets.multiple,
+        "num_prefix": 1 + config.model.num_queries,
+    }
+    host_rows = mesh_lib.host_rows(mesh, batch_size, 1)
+    if padding:
+        plan, canvas = reference_padding.make_canvas_plan(
+            index,
+            recipe,
+            group=padding,
+            batch_size=batch_size,
+            bucket_count=config.buckets.count,
+            **bucketing,
+        )
+    else:
+        buckets = choose_buckets(index, recipe, config.buckets.count, **bucketing)
+        plan = make_eval_plan(index, recipe, buckets, batch_size=batch_size)
+    batches = pipeline.host_batches(
+        index,
+        plan,
+        host_rows=host_rows,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    if padding:
+        mean, std = config.preprocess.mean, config.preprocess.std
+        batches = reference_padding.on_canvases(batches, canvas, host_rows, mean, std)
+    return plan, batches
+
+
+def watched(
+    batches: Iterator[HostBatch], steps: int, images: int, max_bad_fraction: float
+) -> Iterator[HostBatch]:
+    """Passes batches on, shows progress, names pictures that cannot be read, stops at too many."""
+    unreadable: list[str] = []
+    quiet = True if jax.process_index() else None  # None: also where there is no terminal
+    bar = tqdm(total=steps, desc="evaluating", unit="batch", disable=quiet)
+    with bar, contextlib.closing(batches):
+        for batch in batches:
+            for message in batch.unreadable:
+                bar.write(f"cannot be read, scored as without detections: {message}")
+            unreadable += batch.unreadable
+            if len(unreadable) > max_bad_fraction * images:
+                raise ValueError(
+                    f"{len(unreadable)} or more of {images} pictures cannot be read, over "
+                    f"data.max_bad_fraction={max_bad_fraction:g} (--set changes it):\n  "
+                    + "\n  ".join(unreadable[:SHOWN])
+                )
+            yield batch
+            bar.update()
+
+
+def say_findings(found: evaluation.Evaluation, summary: dict, say: Callable[[str], None]) -> None:
+    """Prints the tables, and what a reader of the numbers must know."""
+    say(scoring.format_metrics(found.metrics))
+    if found.unreadable:
+        say(
+            f"{len(found.unreadable)} pictures could not be read and count as without "
+            f"detections: ids {list(found.unreadable[:SHOWN])}"
+        )
+    if found.nonfinite:
+        say(f"{found.nonfinite} detections were left out: not finite")
+    say(
+        f"{summary['images']} images, each once, in {summary['seconds']:.1f} s "
+        f"({summary['images_per_second']:.1f} images/s, compiling and scoring included)"
+    )
+
+
+def _say_nothing(text: str) -> None:
+    del text
