@@ -177,8 +177,8 @@ def say_findings(found: evaluation.Evaluation, summary: dict, say: Callable[[str
     say(scoring.format_metrics(found.metrics))
     if found.unreadable:
         say(
-            f"{len(found.unreadable)} pictures could not be read and count as without "
-            f"detections: ids {list(found.unreadable[:SHOWN])}"
+            f"could not be read, scored as without detections: {len(found.unreadable)} of "
+            f"{summary['images']} pictures, ids {list(found.unreadable[:SHOWN])}"
         )
     if found.nonfinite:
         say(f"{found.nonfinite} detections were left out: not finite")
