@@ -21,7 +21,7 @@ from yolos_jax.data import sizes
 from yolos_jax.data.index import Index
 
 AUGMENTATION, ORDER, STEPS = range(3)  # streams of random numbers within an epoch
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 8192
 
 
 class Recipe(NamedTuple):
@@ -184,20 +184,27 @@ def _survivors(
     index: Index, draws: Draws, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``surviving_boxes`` of some rows; counts int64 [R] instead of offsets."""
-    counts = np.where(rows < 0, 0, np.diff(index.box_offsets)[rows])
-    ends = np.cumsum(counts)
-    box = np.arange(counts.sum()) + np.repeat(index.box_offsets[rows] - (ends - counts), counts)
-    row = np.repeat(rows, counts)
+    counts = np.where(rows < 0, 0, index.box_offsets[rows + 1] - index.box_offsets[rows])
+    starts = np.cumsum(counts) - counts
+    box = np.arange(counts.sum()) + np.repeat(index.box_offsets[rows] - starts, counts)
     boxes = index.boxes_xyxy_px[box]
-    height, width = index.heights[row], index.widths[row]
-    flip = draws.flip[row]
-    boxes[flip] = sizes.flip_boxes(boxes[flip], width[flip])
-    boxes = sizes.resize_boxes(boxes, height, width, *draws.frame[row].T)
-    boxes, keep = sizes.crop_boxes(boxes, *draws.rect[row].T)
-    kept = np.bincount(np.repeat(np.arange(len(rows)), counts)[keep], minlength=len(rows))
-    row = row[keep]
-    boxes = sizes.resize_boxes(boxes[keep], *draws.rect[row, 2:].T, *draws.size[row].T)
-    return kept, sizes.normalise_boxes(boxes, *draws.size[row].T), index.labels[box[keep]]
+    # Columns of these rows first, then of their boxes: gathered from all rows they miss the cache.
+    original = np.stack([index.heights[rows], index.widths[rows]])
+    flip, size = draws.flip[rows], draws.size[rows].T
+    frame, rect = draws.frame[rows].T, draws.rect[rows].T
+    row = np.repeat(np.arange(len(rows)), counts)
+    boxes = np.where(flip[row, None], sizes.flip_boxes(boxes, original[1, row]), boxes)
+    cropped = (frame != original).any(axis=0) | (rect[2:] != original).any(axis=0)
+    of_cropped = np.flatnonzero(cropped[row])
+    keep = np.ones(len(row), bool)
+    if len(of_cropped):
+        its = row[of_cropped]
+        framed = sizes.resize_boxes(boxes[of_cropped], *original[:, its], *frame[:, its])
+        boxes[of_cropped], keep[of_cropped] = sizes.crop_boxes(framed, *rect[:, its])
+    row, box = row[keep], box[keep]
+    boxes = sizes.resize_boxes(boxes[keep], *rect[2:, row], *size[:, row])
+    boxes = sizes.normalise_boxes(boxes, *size[:, row])
+    return np.bincount(row, minlength=len(rows)), boxes, index.labels[box]
 
 
 def _choice(options: tuple[int, ...], u: np.ndarray) -> np.ndarray:
