@@ -6,9 +6,6 @@ setup(
     name="yolos_jax",
     version="0.1.0",
     description="Set-prediction detectors (YOLOS, DETR) trained with JAX on TPU and GPU pods",
-    long_description=open("README.md", encoding="utf-8").read(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
     packages=find_packages(include=["yolos_jax", "yolos_jax.*"]),
     python_requires=">=3.11",
     install_requires=[

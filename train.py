@@ -19,7 +19,9 @@ from ml_collections import ConfigDict, config_flags
 from configs.common import CHANGEABLE_ON_RESUME
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, made if missing."
+)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -15,107 +15,168 @@ def get_config() -> ConfigDict:
     config.epochs = 150
     config.batch_size = 8  # images per optimiser step, over all hosts
     config.microbatches = 1  # the step's images go through the model in this many parts
-
-    config.model = ConfigDict()
-    config.model.name = "yolos"
-    config.model.patch_size = 16  # pixels
-    config.model.width = 384  # D
-    config.model.depth = 12  # L
-    config.model.heads = 6  # H
-    config.model.mlp_width = 1536
-    config.model.num_queries = 100  # Q, detection tokens
-    config.model.position_grid = (32, 54)  # rows, columns of the first position table
-    config.model.mid_position_grid = (32, 54)  # of the tables after each block; () for none
-    config.model.position_init = "normal"  # 'normal' (std 0.02) or 'sincos', when not loaded
-    config.model.det_token_std = 0.02  # of the detection tokens, when not loaded
-    config.model.layer_norm_eps = 1e-6  # 1e-12 in the weights on the Hugging Face hub
-    config.model.dtype = "bfloat16"  # of matrix products; 'float32' or 'bfloat16'
-    config.model.attention = "auto"  # models/attention.py lists the backends
-    config.model.scan = True  # one compiled block, scanned; False: blocks unrolled
-    config.model.remat = "default"  # what the forward pass keeps: 'none', 'default', 'full'
-
-    config.data = ConfigDict()
-    config.data.root = ""  # folder or gs:// path that the next four are relative to
-    config.data.train_annotations = "annotations/instances_train2017.json"
-    config.data.train_images = "train2017"
-    config.data.val_annotations = "annotations/instances_val2017.json"
-    config.data.val_images = "val2017"
-    config.data.labels = "dataset"  # slots: 'dataset' (its categories, by id) or 'coco91'
-    config.data.train_subset = 0  # train on the first n images only; 0: all
-    config.data.val_subset = 0  # evaluate the first n images only; 0: all
-    config.data.on_error = "raise"  # annotations that make no sense: 'raise' or 'skip'
-    config.data.keep_empty = True  # train on pictures without boxes too
-    config.data.max_bad_fraction = 0.01  # stop when more pictures than this cannot be read
-    config.data.exif = "ignore"  # orientation tags: 'ignore' as the reference, or 'apply'
-    config.data.workers = 0  # pictures decoded at once; 0: one per core
-    config.data.prefetch = 2  # host batches ready ahead of the device
-
-    config.preprocess = ConfigDict()  # travels with checkpoints: evaluation and predict use it
-    config.preprocess.size = 800  # shorter side of a picture, pixels
-    config.preprocess.max_size = 1333  # longer side at most, pixels
-    config.preprocess.mean = (0.485, 0.456, 0.406)  # of red, green, blue in 0..1
-    config.preprocess.std = (0.229, 0.224, 0.225)
-
-    config.augment = ConfigDict()  # training only
-    config.augment.flip = 0.5  # probability of a horizontal flip
-    config.augment.scales = tuple(range(480, 801, 16))  # shorter sides, pixels
-    config.augment.max_size = 1333  # longer side at most, pixels
-    config.augment.crop = 0.5  # probability of resize, crop, resize
-    config.augment.crop_resize = (400, 500, 600)  # shorter sides before the crop, pixels
-    config.augment.crop_range = (384, 600)  # least and largest side of the crop, pixels
-
-    config.buckets = ConfigDict()
-    config.buckets.count = 8  # static sequence lengths; each is two compiled programs
-    config.buckets.multiple = 128  # of the whole sequence: 1 + Q + N
-    config.buckets.window = 64  # global batches within which images are grouped by length; 1: off
-
-    config.matcher = ConfigDict()
-    config.matcher.class_cost = 1.0
-    config.matcher.l1_cost = 5.0
-    config.matcher.giou_cost = 2.0
-    config.matcher.where = "host"  # 'host' (scipy) or 'device' (optax)
-
-    config.loss = ConfigDict()
-    config.loss.class_weight = 1.0
-    config.loss.l1_weight = 5.0
-    config.loss.giou_weight = 2.0
-    config.loss.eos_coef = 0.1  # weight of the no-object class
-    config.loss.class_loss_group = 1  # images per weighted mean of the class loss; 0: the batch
-    config.loss.reference_processes = 8  # least divisor of the box losses: see losses.py
-
-    config.optimizer = ConfigDict()
-    config.optimizer.lr = 2.5e-5  # per global batch, not per image
-    config.optimizer.schedule = "published"  # 'published' (per epoch), 'published_step', 'cosine'
-    config.optimizer.warmup_steps = 0  # of 'cosine'
-    config.optimizer.warmup_epochs = 0  # of 'published'
-    config.optimizer.warmup_lr = 1e-6  # where the warm-up starts
-    config.optimizer.min_lr = 1e-7  # where the cosine ends
-    config.optimizer.lr_drop = 100  # of 'published_step': epoch after which lr is divided by ten
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
-    config.optimizer.clip_norm = 0.1  # of the global gradient norm; 0: no clipping
-    config.optimizer.ema_decay = 0.0  # of an average of the parameters; 0: none
-    config.optimizer.freeze = ()  # regular expressions of parameter paths that are not trained
-    config.optimizer.max_skipped = 10  # stop after so many non-finite steps in a row
-
-    config.mesh = ConfigDict()
-    config.mesh.fsdp = 1  # devices that share one copy of the parameters
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 0  # 0: once per epoch
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1  # by AP
-
-    config.eval = ConfigDict()
-    config.eval.every_epochs = 5  # 0: only after the last step
-    config.eval.batch_size = 8  # images, over all hosts
-
-    config.log = ConfigDict()
-    config.log.every_steps = 50
-    config.log.pictures = 8  # validation pictures drawn with their predictions at the end
+    config.model = _model()
+    config.data = _data()
+    config.preprocess = _preprocess()
+    config.augment = _augment()
+    config.buckets = _buckets()
+    config.matcher = _matcher()
+    config.loss = _loss()
+    config.optimizer = _optimizer()
+    config.mesh = _mesh()
+    config.checkpoint = _checkpoint()
+    config.eval = _eval()
+    config.log = _log()
     return config
+
+
+def _model() -> ConfigDict:
+    """What is trained."""
+    model = ConfigDict()
+    model.name = "yolos"
+    model.patch_size = 16  # pixels
+    model.width = 384  # D
+    model.depth = 12  # L
+    model.heads = 6  # H
+    model.mlp_width = 1536
+    model.num_queries = 100  # Q, detection tokens
+    model.position_grid = (32, 54)  # rows, columns of the first position table
+    model.mid_position_grid = (32, 54)  # of the tables after each block; () for none
+    model.position_init = "normal"  # 'normal' (std 0.02) or 'sincos', when not loaded
+    model.det_token_std = 0.02  # of the detection tokens, when not loaded
+    model.layer_norm_eps = 1e-6  # 1e-12 in the weights on the Hugging Face hub
+    model.dtype = "bfloat16"  # of matrix products; 'float32' or 'bfloat16'
+    model.attention = "auto"  # models/attention.py lists the backends
+    model.scan = True  # one compiled block, scanned; False: blocks unrolled
+    model.remat = "default"  # what the forward pass keeps: 'none', 'default', 'full'
+    return model
+
+
+def _data() -> ConfigDict:
+    """Where the pictures are and how they are read."""
+    data = ConfigDict()
+    data.root = ""  # folder or gs:// path that the next four are relative to
+    data.train_annotations = "annotations/instances_train2017.json"
+    data.train_images = "train2017"
+    data.val_annotations = "annotations/instances_val2017.json"
+    data.val_images = "val2017"
+    data.labels = "dataset"  # slots: 'dataset' (its categories, by id) or 'coco91'
+    data.train_subset = 0  # train on the first n images only; 0: all
+    data.val_subset = 0  # evaluate the first n images only; 0: all
+    data.on_error = "raise"  # annotations that make no sense: 'raise' or 'skip'
+    data.keep_empty = True  # train on pictures without boxes too
+    data.max_bad_fraction = 0.01  # stop when more pictures than this cannot be read
+    data.exif = "ignore"  # orientation tags: 'ignore' as the reference, or 'apply'
+    data.workers = 0  # pictures decoded at once; 0: one per core
+    data.prefetch = 2  # host batches ready ahead of the device
+    return data
+
+
+def _preprocess() -> ConfigDict:
+    """Travels with checkpoints: evaluation and predict use it."""
+    preprocess = ConfigDict()
+    preprocess.size = 800  # shorter side of a picture, pixels
+    preprocess.max_size = 1333  # longer side at most, pixels
+    preprocess.mean = (0.485, 0.456, 0.406)  # of red, green, blue in 0..1
+    preprocess.std = (0.229, 0.224, 0.225)
+    return preprocess
+
+
+def _augment() -> ConfigDict:
+    """Of training only."""
+    augment = ConfigDict()
+    augment.flip = 0.5  # probability of a horizontal flip
+    augment.scales = tuple(range(480, 801, 16))  # shorter sides, pixels
+    augment.max_size = 1333  # longer side at most, pixels
+    augment.crop = 0.5  # probability of resize, crop, resize
+    augment.crop_resize = (400, 500, 600)  # shorter sides before the crop, pixels
+    augment.crop_range = (384, 600)  # least and largest side of the crop, pixels
+    return augment
+
+
+def _buckets() -> ConfigDict:
+    """The static lengths of sequences."""
+    buckets = ConfigDict()
+    buckets.count = 8  # static sequence lengths; each is two compiled programs
+    buckets.multiple = 128  # of the whole sequence: 1 + Q + N
+    buckets.window = 64  # global batches within which images are grouped by length; 1: off
+    return buckets
+
+
+def _matcher() -> ConfigDict:
+    """Which query answers for which object."""
+    matcher = ConfigDict()
+    matcher.class_cost = 1.0
+    matcher.l1_cost = 5.0
+    matcher.giou_cost = 2.0
+    matcher.where = "host"  # 'host' (scipy) or 'device' (optax)
+    return matcher
+
+
+def _loss() -> ConfigDict:
+    """What is minimised."""
+    loss = ConfigDict()
+    loss.class_weight = 1.0
+    loss.l1_weight = 5.0
+    loss.giou_weight = 2.0
+    loss.eos_coef = 0.1  # weight of the no-object class
+    loss.class_loss_group = 1  # images per weighted mean of the class loss; 0: the batch
+    loss.reference_processes = 8  # least divisor of the box losses: see losses.py
+    return loss
+
+
+def _optimizer() -> ConfigDict:
+    """How it is minimised."""
+    optimizer = ConfigDict()
+    optimizer.lr = 2.5e-5  # per global batch, not per image
+    optimizer.schedule = "published"  # 'published' (per epoch), 'published_step', 'cosine'
+    optimizer.warmup_steps = 0  # of 'cosine'
+    optimizer.warmup_epochs = 0  # of 'published'
+    optimizer.warmup_lr = 1e-6  # of 'published': where the warm-up starts
+    optimizer.min_lr = 1e-7  # where the cosine ends
+    optimizer.lr_drop = 100  # of 'published_step': epoch after which lr is divided by ten
+    optimizer.weight_decay = 1e-4
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.clip_norm = 0.1  # of the global gradient norm; 0: no clipping
+    optimizer.ema_decay = 0.0  # of an average of the parameters; 0: none
+    optimizer.freeze = ()  # regular expressions of parameter paths that are not trained
+    optimizer.max_skipped = 10  # stop after so many non-finite steps in a row
+    return optimizer
+
+
+def _mesh() -> ConfigDict:
+    """Devices and processes."""
+    mesh = ConfigDict()
+    mesh.fsdp = 1  # devices that share one copy of the parameters
+    mesh.distributed = ""  # '': one process; 'auto': one of several (TPU pod, SLURM, ...)
+    return mesh
+
+
+def _checkpoint() -> ConfigDict:
+    """When to save, and what to keep."""
+    checkpoint = ConfigDict()
+    checkpoint.every_steps = 0  # 0: once per epoch
+    checkpoint.keep_last = 2
+    checkpoint.keep_best = 1  # by AP
+    return checkpoint
+
+
+def _eval() -> ConfigDict:
+    """When to evaluate."""
+    eval = ConfigDict()
+    eval.every_epochs = 5  # 0: only after the last step
+    eval.batch_size = 8  # images, over all hosts
+    return eval
+
+
+def _log() -> ConfigDict:
+    """What to write down."""
+    log = ConfigDict()
+    log.every_steps = 50
+    log.pictures = 8  # validation pictures drawn with their predictions at the end
+    return log
 
 
 # Keys that may differ when a run is resumed: none changes what the run computes at a given step.
@@ -134,6 +195,7 @@ CHANGEABLE_ON_RESUME = (
     "matcher.where",
     "optimizer.max_skipped",
     "mesh.fsdp",
+    "mesh.distributed",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "checkpoint.keep_best",

@@ -28,7 +28,9 @@ def test_a_few_unreadable_pictures_pass(tmp_path):
 def test_too_many_unreadable_pictures_stop_and_are_named(tmp_path):
     health = make(tmp_path)
     assert health.note_unreadable(["a.jpg: truncated"]) == ["a.jpg: truncated"]
-    with pytest.raises(ValueError, match=r"11 of 88 .*max_bad_fraction=0.1 .*100:\n  a.jpg"):
+    with pytest.raises(
+        ValueError, match=r"11 of 88 .*max_bad_fraction=0.1 .*100 there are:\n  a.jpg"
+    ):
         for number in range(11):
             health.check(number, 8, range(8), step(images=7))
 
@@ -45,7 +47,9 @@ def test_steps_that_are_not_finite_are_recorded_and_forgiven(tmp_path):
     for number in range(10):
         health.check(number, 8, [number], step(finite=number % 3 == 0))
     assert health.skipped == 6
-    records = [json.loads(line) for line in open(tmp_path / "skipped_steps.jsonl")]
+    records = [
+        json.loads(line) for line in (tmp_path / "skipped_steps.jsonl").read_text().splitlines()
+    ]
     assert [record["step"] for record in records] == [1, 2, 4, 5, 7, 8]
     assert records[0]["image_ids"] == [1]
 

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     padding whose values never reach an output.
     """
 
-    patches: Array  # uint8 (raw) or float32 (normalised) [B, N, P]; P is (y, x, channel), row-major.
+    patches: Array  # uint8 (raw) or float32 (normalised) [B, N, P]; P is y, x, channel.
     grid: Array  # int32 [B, 2]: rows and columns of patches; (1, 1) where the image is not valid.
     image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
 

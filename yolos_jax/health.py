@@ -67,8 +67,8 @@ class Health:
         if fraction > self.max_bad_fraction:
             raise ValueError(
                 f"{self.unreadable} of {self.images} pictures could not be read, more than "
-                f"data.max_bad_fraction={self.max_bad_fraction} of the set of {self.num_images}:\n  "
-                + "\n  ".join(self.messages[:SHOWN] or ["(none on this host)"])
+                f"data.max_bad_fraction={self.max_bad_fraction} of the {self.num_images} there "
+                "are:\n  " + "\n  ".join(self.messages[:SHOWN] or ["(none on this host)"])
             )
         if metrics["finite"]:
             self.skipped_in_a_row = 0

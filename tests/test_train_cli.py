@@ -1,0 +1,48 @@
+"""What a wrong command line gets: one line that names the key, the value and what was expected."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_train(*arguments):
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimizer.lrr=3"], "the nearest is --config.optimizer.lr"),
+        (["--config.lr=3"], "the nearest is --config.optimizer.lr"),
+        (["--config.optimizer.lr=abc"], "could not convert string to float: 'abc'"),
+        (["--config.batch_size=2.5"], "config.batch_size=2.5"),
+        (["--config.augment.scales=(480,a)"], "expected a list of int"),
+        (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
+        (["extra"], "unexpected arguments: extra"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
+    done = run_train("--config=configs/shapes.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_flags_are_named(tmp_path):
+    assert "--config is missing" in run_train(f"--workdir={tmp_path}").stderr
+    assert "--workdir is missing" in run_train("--config=configs/shapes.py").stderr
+    assert "nowhere.py" in run_train("--config=configs/nowhere.py", "--workdir=x").stderr

@@ -1,0 +1,51 @@
+"""What a person should know about a run before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from yolos_jax import mesh
+from yolos_jax.data.plan import Plan
+
+# The demo's eight thousand easy pictures are just enough; of photographs, the authors of DETR want
+# more than ten thousand (facebookresearch/detr, issues 9 and 125).
+FEW_IMAGES = 8000
+
+
+def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
+    """Returns several lines: classes, data, parameters, devices, batch, steps, buckets.
+
+    Args:
+      run: a ``startup.Run``.
+      first_plan: of its first epoch.
+      groups: of ``optimizer.describe_groups``.
+    """
+    config, data = run.config, run.data
+    parts = f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""
+    programs = len(data.buckets) * 2 + (2 if config.microbatches > 1 else 0)
+    state = run.train_step.abstract_state
+    megabytes = mesh.bytes_per_device(state, run.mesh) / 2**20
+    lines = [
+        data.train.label_map.describe(),
+        f"training:   {data.train.describe()}",
+        f"validation: {data.val.describe()}",
+        *(str(index.dropped) for index in (data.train, data.val) if index.dropped.counts),
+        f"parameters, {sum(x.size for x in jax.tree.leaves(state.params)):,}:",
+        *(f"  {line}" for line in groups.splitlines()),
+        f"devices: {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, state "
+        f"{megabytes:.1f} MiB on each (fsdp {config.mesh.fsdp})",
+        f"batch: {config.batch_size} images over all devices{parts}; learning rate "
+        f"{config.optimizer.lr:g} for it, schedule {config.optimizer.schedule!r}",
+        f"steps: {run.steps_per_epoch} per epoch, {run.total_steps} in {config.epochs} epochs",
+        f"buckets, for which at most {programs} programs are compiled to train and "
+        f"{len(data.eval_plan.buckets)} to evaluate:",
+        *(f"  {line}" for line in first_plan.describe().splitlines()),
+    ]
+    if len(data.train) < FEW_IMAGES and not config.init:
+        lines.append(
+            f"note: {len(data.train)} training pictures and no --config.init: set prediction "
+            f"trained from nothing wants {FEW_IMAGES} or more; start from a detector"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,259 @@
+"""Everything a run needs before its first step, built from the configuration and printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from yolos_jax import launch, mesh, optimizer, report, runlog, schedules, settings, step
+from yolos_jax.batch import Bucket, HostBatch
+from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
+from yolos_jax.convert import start
+from yolos_jax.data import index as index_lib
+from yolos_jax.data import pipeline
+from yolos_jax.data import plan as plan_lib
+from yolos_jax.evaluation import round_up_batch
+from yolos_jax.labels import LabelMap
+from yolos_jax.models.build import build_model
+
+
+@dataclasses.dataclass
+class Progress:
+    """What changes from step to step."""
+
+    state: step.TrainState
+    step: int = 0  # optimiser steps done
+    saved: int = -1  # step of the newest checkpoint
+    evaluated: int = -1  # step of the last evaluation
+    evaluation: dict = dataclasses.field(default_factory=dict)  # its metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The two splits, and the static shapes that they are read in."""
+
+    train: index_lib.Index
+    val: index_lib.Index
+    ground_truth: dict  # of val, for pycocotools
+    recipe: plan_lib.Recipe
+    buckets: tuple[Bucket, ...]
+    eval_plan: plan_lib.Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: ConfigDict
+    workdir: Path
+    data: Data
+    mesh: jax.sharding.Mesh
+    train_step: step.TrainStep
+    predict_step: Callable
+    schedule: Callable[[int], float]
+    steps_per_epoch: int
+    checkpoints: Checkpoints
+    metadata: dict  # what every checkpoint of this run says about itself
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.checkpoint.every_steps or self.steps_per_epoch
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations; 0: only after the last step."""
+        return self.config.eval.every_epochs * self.steps_per_epoch
+
+    def train_plan(self, epoch: int) -> plan_lib.Plan:
+        """The plan of an epoch: a pure function of the data, the recipe and the seed."""
+        return plan_lib.make_plan(
+            self.data.train,
+            self.data.recipe,
+            self.data.buckets,
+            seed=self.config.seed,
+            epoch=epoch,
+            batch_size=self.config.batch_size,
+            window=self.config.buckets.window,
+            microbatches=self.config.microbatches,
+        )
+
+    def train_batches(self, first_step: int) -> Iterator[HostBatch]:
+        """This host's batches from a step to the end of the run, epoch after epoch."""
+        epoch, offset = divmod(first_step, self.steps_per_epoch)
+        for number in range(epoch, self.config.epochs):
+            yield from self._batches(
+                self.data.train, self.train_plan(number), self.config.microbatches, offset
+            )
+            offset = 0
+
+    def eval_batches(self) -> Iterator[HostBatch]:
+        """This host's batches of the validation split."""
+        return self._batches(self.data.val, self.data.eval_plan, 1, 0)
+
+    def _batches(self, index, plan, microbatches, first_step):
+        return pipeline.host_batches(
+            index,
+            plan,
+            start_step=first_step,
+            host_rows=mesh.host_rows(self.mesh, plan.batch_size, microbatches),
+            workers=self.config.data.workers,
+            prefetch=self.config.data.prefetch,
+        )
+
+
+def prepare(
+    config: ConfigDict, workdir: str, changeable_on_resume: Sequence[str]
+) -> tuple[Run, Progress]:
+    """Builds a run from its configuration, restores it if it was begun, and prints what it is.
+
+    Raises:
+      ValueError: anything about configuration, data, start or work directory that does not fit.
+    """
+    launch.initialise(config.mesh.distributed)
+    folder = Path(workdir).expanduser().resolve()
+    # A run that is refused leaves no folder behind: it is made when everything else fits.
+    begun = open_checkpoints(config, folder).metadata() if folder.exists() else None
+    initial = load_params(config.init) if config.init and begun is None else None
+    config = settings.complete(config, begun or (initial and initial[1]))
+    settings.check(config)
+    if begun is not None:
+        runlog.refuse_changes(
+            begun["config"], json.loads(config.to_json()), changeable_on_resume, folder
+        )
+
+    device_mesh = mesh.make_mesh(config.mesh.fsdp)
+    data = load_data(config, device_mesh)
+    label_map = data.train.label_map
+    model = build_model(config.model, label_map.num_classes, device_mesh)
+    shapes = jax.eval_shape(model.init, jax.random.key(config.seed))
+    trainable, frozen = optimizer.partition(shapes, config.optimizer.freeze)
+    steps_per_epoch = len(data.train) // config.batch_size
+    run = Run(
+        config=config,
+        workdir=folder,
+        data=data,
+        mesh=device_mesh,
+        train_step=step.TrainStep(
+            model, optimizer.make_optimizer(config.optimizer, trainable), device_mesh, config
+        ),
+        predict_step=step.make_predict_step(model, device_mesh, config.preprocess),
+        schedule=schedules.make_schedule(
+            config.optimizer,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=steps_per_epoch * config.epochs,
+            epochs=config.epochs,
+        ),
+        steps_per_epoch=steps_per_epoch,
+        checkpoints=open_checkpoints(config, folder),
+        metadata={},
+    )
+    first_plan = run.train_plan(0)
+    run.metadata.update(describe_checkpoint(config, label_map, first_plan))
+    groups = optimizer.describe_groups(trainable, frozen, config.optimizer.weight_decay)
+    say(report.describe_run(run, first_plan, groups))
+    if begun is not None:
+        return run, resume(run, begun)
+    params = None
+    if initial is not None:
+        rng = jax.random.key(config.seed)
+        params, changes = start.initial_params(model, *initial, rng, label_map.to_json())
+        say(changes)
+    return run, Progress(run.train_step.init_state(jax.random.key(config.seed), params))
+
+
+def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:
+    """The checkpoints of a run's folder, which is made where it is missing."""
+    kept = (config.checkpoint.keep_last, config.checkpoint.keep_best)
+    return Checkpoints(folder / "checkpoints", *kept)
+
+
+def load_data(config: ConfigDict, device_mesh: jax.sharding.Mesh) -> Data:
+    """Reads the annotations of both splits and chooses the shapes of their batches."""
+    options = {"labels": config.data.labels, "on_error": config.data.on_error}
+    options["exif"] = config.data.exif
+    train = index_lib.load_coco(
+        config.data.root,
+        config.data.train_annotations,
+        config.data.train_images,
+        keep_empty=config.data.keep_empty,
+        **options,
+    )
+    val = index_lib.load_coco(
+        config.data.root, config.data.val_annotations, config.data.val_images, **options
+    )
+    if train.label_map != val.label_map:
+        raise ValueError(
+            "the categories of the two splits differ:\n"
+            f"{train.annotations}: {train.label_map.to_json()}\n"
+            f"{val.annotations}: {val.label_map.to_json()}"
+        )
+    train = train.subset(config.data.train_subset) if config.data.train_subset else train
+    val = val.subset(config.data.val_subset) if config.data.val_subset else val
+    recipe = plan_lib.Recipe.from_config(config)
+    eval_recipe = plan_lib.EvalRecipe.from_config(config)
+    shape = (config.buckets.count, config.buckets.multiple, 1 + config.model.num_queries)
+    return Data(
+        train=train,
+        val=val,
+        ground_truth=index_lib.ground_truth(index_lib.read_coco(val.annotations), val),
+        recipe=recipe,
+        buckets=plan_lib.choose_buckets(train, recipe, *shape),
+        eval_plan=plan_lib.make_eval_plan(
+            val,
+            eval_recipe,
+            plan_lib.choose_buckets(val, eval_recipe, *shape),
+            batch_size=round_up_batch(config.eval.batch_size, device_mesh),
+        ),
+    )
+
+
+def describe_checkpoint(config: ConfigDict, label_map: LabelMap, first_plan: plan_lib.Plan) -> dict:
+    """What checkpoints say about themselves: enough to predict, and to resume."""
+    plain = json.loads(config.to_json())
+    return {
+        "format": FORMAT,
+        "model": plain["model"],
+        "num_classes": label_map.num_classes,
+        "label_map": label_map.to_json(),
+        "preprocess": plain["preprocess"],
+        "plan_fingerprint": first_plan.fingerprint(),
+        "config": plain,
+        "source": f"trained from {config.init or 'random parameters'}",
+    }
+
+
+def resume(run: Run, begun: Mapping[str, Any]) -> Progress:
+    """Restores the newest checkpoint that is not damaged.
+
+    Raises:
+      ValueError: the data are not what they were, or no checkpoint fits.
+    """
+    for key, meaning in (("plan_fingerprint", "pictures or annotations"), ("label_map", "classes")):
+        if begun[key] != run.metadata[key]:
+            raise ValueError(
+                f"{run.workdir} was begun with other {meaning} ({key} was {begun[key]}, is "
+                f"{run.metadata[key]}): give back the data, or choose another --workdir"
+            )
+    state, metadata = run.checkpoints.restore(
+        run.train_step.abstract_state, run.train_step.shardings
+    )
+    done = int(metadata["step"])
+    say(f"resumed at step {done} of {run.total_steps} from {run.checkpoints.directory}")
+    return Progress(state, done, done, metadata["evaluated"], metadata["evaluation"])
+
+
+def say(text: str) -> None:
+    """Prints once, however many processes run."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,229 @@
+"""The training loop: the only place that knows the order of things."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from yolos_jax import evaluation, launch, mesh, runlog, startup, visualize
+from yolos_jax.batch import HostBatch
+from yolos_jax.health import Health
+
+
+class StopRequested(Exception):
+    """Evaluation was left because the run is to stop."""
+
+
+def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, ...] = ()) -> dict:
+    """Trains from the configuration, or goes on from the last checkpoint in the work directory.
+
+    Args:
+      config: as ``configs/common.py`` describes.
+      workdir: folder of the run; made when missing.
+      changeable_on_resume: keys that may differ from those of the run that is resumed.
+
+    Returns:
+      ``AP``, ``AP50`` (of the last evaluation, None when stopped before one), ``seconds``,
+      ``step``, ``finished``, and the paths ``checkpoint``, ``metrics`` and ``pictures``.
+
+    Raises:
+      ValueError: the configuration, the data or the work directory do not allow to start, or
+        training met too many unreadable pictures or non-finite steps.
+    """
+    run, progress = startup.prepare(config, workdir, changeable_on_resume)
+    log = runlog.RunLog(
+        run.workdir,
+        step=progress.step,
+        total_steps=run.total_steps,
+        batch_size=run.config.batch_size,
+        every=run.config.log.every_steps,
+    )
+    with launch.Preemption() as preemption, log:
+        return Trainer(run, progress, preemption, log).fit()
+
+
+class Trainer:
+    """The loop over steps, with what it carries from one to the next."""
+
+    def __init__(
+        self,
+        run: startup.Run,
+        progress: startup.Progress,
+        preemption: launch.Preemption,
+        log: runlog.RunLog,
+    ):
+        self.run = run
+        self.progress = progress
+        self.preemption = preemption
+        self.log = log
+        self.started = time.monotonic()
+        self.unread = None  # the step whose metrics are still on the device
+        self.results: list[dict] | None = None  # COCO results of the last evaluation
+        self.health = Health(
+            run.workdir,
+            num_images=len(run.data.train),
+            max_bad_fraction=run.config.data.max_bad_fraction,
+            max_skipped=run.config.optimizer.max_skipped,
+        )
+
+    def fit(self) -> dict:
+        """Runs to the end, or to a request to stop."""
+        # Order, on which exact resume rests: restore (done), then repeat {evaluate if due, save
+        # if due, next batch, step, log}; after the last step evaluate, save, draw. Evaluating
+        # and saving see the state before a batch is taken, so a run that dies in one of them
+        # does it again, and then takes the same batch.
+        progress = self.progress
+        batches = self.run.train_batches(progress.step)
+        try:
+            while progress.step < self.run.total_steps:
+                if self.evaluation_due() and not self.evaluate():
+                    return self.stop()
+                if self.due(self.run.save_every) or progress.evaluated == progress.step:
+                    self.save()
+                if self.preemption.requested(progress.step):
+                    return self.stop()
+                self.train_on(next(batches))
+        finally:
+            batches.close()
+        self.read_metrics()
+        # A run that was finished before has its sheet of pictures; nothing is left to do then.
+        if (progress.evaluated < progress.step or self.sheet_missing()) and not self.evaluate():
+            return self.stop()
+        self.save()
+        self.run.checkpoints.wait()
+        return self.summary(finished=True, pictures=self.draw())
+
+    def evaluation_due(self) -> bool:
+        """Whether this step is one to evaluate at, and not evaluated yet."""
+        return self.due(self.run.evaluate_every) and self.progress.evaluated < self.progress.step
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is to be done now."""
+        return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
+
+    def train_on(self, host_batch: HostBatch) -> None:
+        """One optimiser step; then reads the numbers of the step before, which is done by now."""
+        run, step = self.run, self.progress.step
+        for message in self.health.note_unreadable(host_batch.unreadable):
+            self.log.say(f"not read: {message}")
+        parts = mesh.put_microbatches(host_batch, run.mesh, run.config.microbatches)
+        self.progress.state, metrics = run.train_step(
+            self.progress.state, parts, host_batch.bucket, run.schedule(step)
+        )
+        self.progress.step = step + 1
+        self.read_metrics()
+        self.unread = (step, host_batch.image_ids, metrics)
+
+    def read_metrics(self) -> None:
+        """Takes in the numbers of the last step but one: reading them waits for nothing."""
+        if self.unread is None:
+            return
+        step, image_ids, metrics = self.unread
+        self.unread = None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.health.check(step, self.run.config.batch_size, image_ids, metrics)
+        self.log.step(
+            step, metrics, lr=self.run.schedule(step), epoch=step / self.run.steps_per_epoch
+        )
+
+    def evaluate(self) -> bool:
+        """Scores the validation split; returns whether it was finished (False: asked to stop)."""
+        run, progress = self.run, self.progress
+        self.read_metrics()
+        started = time.monotonic()
+        params = progress.state.params if progress.state.ema is None else progress.state.ema
+        try:
+            result = evaluation.evaluate(
+                run.predict_step,
+                params,
+                run.data.val,
+                run.data.eval_plan,
+                self.watched(run.eval_batches()),
+                run.mesh,
+                run.data.ground_truth,
+            )
+        except StopRequested:
+            return False
+        for message in self.health.note_unreadable(result.messages):
+            self.log.say(f"not read: {message}")
+        progress.evaluated = progress.step
+        progress.evaluation = result.metrics
+        self.results = result.results
+        self.log.evaluation(progress.step, result.metrics, time.monotonic() - started)
+        return True
+
+    def watched(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        """Passes batches on until a request to stop arrives; then raises StopRequested."""
+        with contextlib.closing(batches):
+            for batch in batches:
+                if self.preemption.requested(self.progress.step):
+                    raise StopRequested
+                yield batch
+
+    def save(self) -> None:
+        """Writes a checkpoint of this step in the background, unless there is one."""
+        run, progress = self.run, self.progress
+        if progress.saved == progress.step:
+            return
+        self.read_metrics()
+        evaluated = progress.evaluated == progress.step
+        metadata = run.metadata | {
+            "epoch": progress.step / run.steps_per_epoch,
+            "evaluated": progress.evaluated,
+            "evaluation": progress.evaluation,
+        }
+        run.checkpoints.save(
+            progress.step,
+            progress.state,
+            metadata,
+            ap=progress.evaluation["AP"] if evaluated else None,
+        )
+        progress.saved = progress.step
+
+    def stop(self) -> dict:
+        """Saves and leaves; the same command goes on from here."""
+        self.save()
+        self.run.checkpoints.wait()
+        self.log.say(
+            f"stopped at step {self.progress.step} of {self.run.total_steps} as asked and saved; "
+            "the same command goes on"
+        )
+        return self.summary(finished=False, pictures=())
+
+    def sheet_missing(self) -> bool:
+        """Whether the pictures to be drawn at the end are not there, on the first process."""
+        missing = self.run.config.log.pictures > 0 and not self.sheet().exists()
+        return bool(multihost_utils.broadcast_one_to_all(missing))
+
+    def sheet(self) -> Path:
+        """Where this step's pictures are drawn."""
+        return self.run.workdir / "pictures" / f"step_{self.progress.step}.png"
+
+    def draw(self) -> list[str]:
+        """Draws validation pictures, ground truth beside predictions; returns the files' paths."""
+        path, count = self.sheet(), self.run.config.log.pictures
+        if not count:
+            return []
+        if jax.process_index() == 0 and self.results is not None:
+            path.parent.mkdir(exist_ok=True)
+            visualize.split_sheet(self.run.data.val, self.results, count).save(path)
+        return [str(path)]
+
+    def summary(self, *, finished: bool, pictures: Sequence[str]) -> dict:
+        """What ``train`` returns."""
+        return {
+            "AP": self.progress.evaluation.get("AP"),
+            "AP50": self.progress.evaluation.get("AP50"),
+            "seconds": round(time.monotonic() - self.started, 1),
+            "step": self.progress.step,
+            "finished": finished,
+            "checkpoint": str(self.run.workdir),
+            "metrics": str(self.log.path),
+            "pictures": list(pictures),
+        }
