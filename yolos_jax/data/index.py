@@ -118,12 +118,7 @@ def load_coco(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {known}")
-    if not epath.Path(root).is_dir():
-        raise ValueError(f"data.root: no such folder: {os.fspath(root)!r}")
-    path = os.fspath(epath.Path(root) / annotations)
-    coco = read_coco(path)
-    if not (epath.Path(root) / images_dir).is_dir():
-        raise ValueError(f"no such folder of pictures: {picture_path(root, images_dir, '')!r}")
+    path, coco = _open(root, annotations, images_dir)
     try:
         label_map = LabelMap.build(labels, coco["categories"])
     except ValueError as error:
@@ -152,6 +147,17 @@ def load_coco(
     if not len(index):
         raise ValueError(f"{path}: no image is left of {len(coco['images'])}\n{problems}")
     return index
+
+
+def _open(root: str | os.PathLike, annotations: str, images_dir: str) -> tuple[str, dict]:
+    """Path and content of the annotation file, once both folders are known to exist."""
+    if not epath.Path(root).is_dir():
+        raise ValueError(f"data.root: no such folder: {os.fspath(root)!r}")
+    path = os.fspath(epath.Path(root) / annotations)
+    coco = read_coco(path)
+    if not (epath.Path(root) / images_dir).is_dir():
+        raise ValueError(f"no such folder of pictures: {picture_path(root, images_dir, '')!r}")
+    return path, coco
 
 
 def _columns(root, images_dir, path, label_map, images, found, problems) -> Index:
