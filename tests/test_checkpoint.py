@@ -87,6 +87,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "new", 2, 1)
     state = make_state()
     assert checkpoints.restore(state, everywhere(state)) is None
+    assert checkpoints.metadata() is None
     assert checkpoints.last_step is None and checkpoints.best_step is None
     checkpoints.close()
 
@@ -163,6 +164,7 @@ def test_a_damaged_step_is_named_and_the_previous_used(tmp_path, capfd, item, sp
     state = make_state(1)
     checkpoints = checkpoint.Checkpoints(tmp_path, 2, 1)
     capfd.readouterr()
+    assert checkpoints.metadata()["step"] == 1
     restored, _ = checkpoints.restore(state, everywhere(state))
     assert_equal(restored, state)
     said = capfd.readouterr().err

@@ -95,7 +95,7 @@ class Checkpoints:
                 f"{self.directory} holds step {self.last_step}; step {step} cannot be saved after "
                 "it: resume from it or use another folder"
             )
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        items = {name: ocp.args.StandardSave(item) for name, item in files.items(state).items()}
         self._start(step, items, metadata, ap)
         return True
 
@@ -119,7 +119,7 @@ class Checkpoints:
         step = self._newest_undamaged()
         if step is None:
             return None
-        expected, targets = _items(abstract_state), _items(shardings)
+        expected, targets = files.items(abstract_state), files.items(shardings)
         folder = self.directory / str(step)
         files.refuse_differences(folder, files.stored(folder), expected)
         abstract = jax.tree.map(_abstract, expected, targets)
@@ -277,19 +277,6 @@ def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
     numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     kinds = jax.tree.map(lambda _: numpy, reader.metadata(item).tree)
     return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=kinds)), metadata
-
-
-def _items(state: Any) -> dict[str, Any]:
-    # The optimizer's state as nested dicts, so that neither optax's classes nor its empty states
-    # are part of the format.
-    opt_state: dict = {}
-    for path, leaf in files.named_leaves(state.opt_state).items():
-        node = opt_state
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    items = {"params": state.params, "optimizer": {"step": state.step, "state": opt_state}}
-    return items if state.ema is None else items | {"ema": state.ema}
 
 
 def _abstract(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

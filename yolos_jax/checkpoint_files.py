@@ -114,6 +114,20 @@ def named_leaves(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(jax.tree_util.keystr((k,), simple=True) for k in p): leaf for p, leaf in leaves}
 
 
+def items(state: Any) -> dict[str, Any]:
+    """Returns what is stored of a state: item -> nested dict of its leaves."""
+    # The optimizer's state as nested dicts, so that neither optax's classes nor its empty states
+    # are part of the format.
+    opt_state: dict = {}
+    for path, leaf in named_leaves(state.opt_state).items():
+        node = opt_state
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    found = {"params": state.params, "optimizer": {"step": state.step, "state": opt_state}}
+    return found if state.ema is None else found | {"ema": state.ema}
+
+
 def stored(folder: epath.Path) -> dict[str, Any]:
     """Returns shape and dtype of every array of a step: item -> nested dict."""
     reader = ocp.PyTreeCheckpointHandler()

@@ -105,6 +105,12 @@ def host_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> np.ndarray:
     return (np.arange(microbatches)[:, None] * size + rows).reshape(-1)
 
 
+def put_whole(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Makes a global array of one that every process holds whole; each reads its part only."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def put_batch(arrays: Any, mesh: Mesh) -> Any:
     """Makes global arrays of this process' rows.
 
