@@ -107,7 +107,7 @@ def _position_table(
 ) -> tuple[np.ndarray, str, str]:
     """The detector's table [1, 1 + R * C + Q, D], what was done, and 'resized' or 'loaded'."""
     stored = np.asarray(backbone.tensors[names.POSITION][0], np.float32)
-    prefix, grid = _stored_grid(backbone, len(stored), where)
+    prefix, grid = stored_grid(backbone, len(stored), where)
     wanted, width = tuple(model["position_grid"]), model["width"]
     patches = stored[prefix:].reshape(*grid, width)
     action = "loaded"
@@ -126,7 +126,7 @@ def _position_table(
     return table, f"{grid[0]}x{grid[1]} -> {wanted[0]}x{wanted[1]}, {row}", action
 
 
-def _stored_grid(backbone: Backbone, rows: int, where: str) -> tuple[int, tuple[int, int]]:
+def stored_grid(backbone: Backbone, rows: int, where: str) -> tuple[int, tuple[int, int]]:
     """(rows before the patches', grid of the patches) of the checkpoint's table."""
     prefixes = (1, 0, 2) if backbone.prefix_tokens is None else (backbone.prefix_tokens,)
     for prefix in prefixes:

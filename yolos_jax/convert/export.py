@@ -20,6 +20,8 @@ from yolos_jax import checkpoint
 from yolos_jax.convert import huggingface, names, read
 from yolos_jax.convert.conversion import Converted
 
+_HF_FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
+
 
 def write_ours(converted: Converted, destination: Path, source: str) -> None:
     """Writes an orbax checkpoint that predicts by itself."""
@@ -39,9 +41,12 @@ def write_hf(converted: Converted, destination: Path, source: str) -> None:
     safetensors.numpy.save_file(
         tensors, destination / "model.safetensors", metadata={"format": "pt"}
     )
-    for name, content in (("config", config), ("preprocessor_config", preprocessor)):
+    for name, content in (
+        ("config.json", config),
+        ("preprocessor_config.json", preprocessor),
+    ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (destination / f"{name}.json").write_text(text, encoding="utf-8")
+        (destination / name).write_text(text, encoding="utf-8")
 
 
 def write_yolos(converted: Converted, destination: Path, source: str) -> None:
@@ -116,9 +121,10 @@ def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
 
 
 def _holds_a_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a converted checkpoint or a folder of transformers, and no more."""
-    ours = [path.name.isdigit() and (path / "params").is_dir() for path in folder.iterdir()]
-    return all(ours) or (folder / "config.json").is_file()
+    """Whether a folder holds what is written here, and nothing else."""
+    inside = list(folder.iterdir())
+    ours = all(path.name.isdigit() and (path / "params").is_dir() for path in inside)
+    return ours or {path.name for path in inside} <= _HF_FILES
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

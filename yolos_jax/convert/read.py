@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,7 +151,8 @@ def _read_torch(file: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"{file}: reading it needs torch: {error}") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch does not write
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file}: {_refusal(str(error))}") from error
@@ -175,11 +177,14 @@ def _refusal(message: str) -> str:
     """torch's many lines of advice as one line for people."""
     for line in message.splitlines():
         line = line.strip()
-        if "GLOBAL" in line or "Unsupported class" in line or "Unsupported operand" in line:
+        if "GLOBAL" in line or "Unsupported class" in line:
             return (
-                "refused: besides tensors and an argparse.Namespace this pickle asks to run "
-                f"other code, and nothing of it was run. torch says: {line}"
+                "refused: this pickle asks for code besides tensors and argparse.Namespace, and "
+                f"none of it was run. torch says: {line}"
             )
+    for line in message.splitlines():
+        if "Unsupported operand" in line:  # text, or a pickle that torch did not write
+            return f"no PyTorch checkpoint, and nothing of it was run: {line.strip()}"
     reason = message.strip().splitlines()[-1].strip() if message.strip() else "empty"
     return f"truncated, or no PyTorch checkpoint: {reason}"
 
@@ -212,9 +217,7 @@ def _without_wrappers(
     others: tuple[str, ...] = ()
     for prefix in _PREFIXES:
         inside = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-        if "cls_token" not in inside and not (prefix == "module." and inside):
-            continue
-        if any(name.startswith("class_embed.") for name in tensors):
+        if "det_token" in inside or not ("cls_token" in inside or (prefix == "module." and inside)):
             continue
         others += tuple(name for name in tensors if not name.startswith(prefix))
         tensors = {

@@ -1,0 +1,46 @@
+"""PyTorch, Hugging Face and big_vision checkpoints into ours, and back.
+
+    python convert_torch_weights.py yolos_s.pth runs/yolos_s --verify
+    python convert_torch_weights.py hustvl/yolos-tiny runs/yolos_ti
+    python convert_torch_weights.py deit_tiny_patch16_224.pth runs/start/deit_tiny
+    python convert_torch_weights.py runs/mine exported --to=hf
+
+Known sources: the original YOLOS and transformers' YOLOS; DeiT and plain vision transformers in the
+layouts of timm, transformers and google-research (.npz) as a start for training; and this project's
+own checkpoints. Nothing is written unless everything fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from yolos_jax.convert import command, compare, export
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="checkpoint: file, folder, run, or hub name")
+    parser.add_argument("destination", help="folder to write (with --to=yolos a file)")
+    parser.add_argument("--to", choices=sorted(export.WRITERS), default="yolos_jax")
+    parser.add_argument("--overwrite", action="store_true", help="replace the destination")
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const="",
+        metavar="PICTURE",
+        help="run source and result on a picture, a generated one if none is named; "
+        f"fails where logits or boxes differ by more than {compare.TOLERANCE:g}",
+    )
+    compare.add_options(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        command.convert(parse())
+    except (ValueError, OSError) as error:
+        sys.exit(f"convert_torch_weights: {error}")
