@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -52,8 +53,7 @@ def evaluate_checkpoint(
       say: what prints; only the first process does.
 
     Returns:
-      The evaluation, and a summary fit for JSON: the twelve numbers, images, unreadable,
-      nonfinite, seconds, images_per_second, step.
+      The evaluation, and what ``summarise`` says of it with the checkpoint's step.
 
     Raises:
       ValueError: the data or the configuration make no sense, the dataset's categories are not
@@ -63,24 +63,12 @@ def evaluate_checkpoint(
         say = _say_nothing
     trained = LabelMap.from_json(metadata["label_map"])
     mesh = mesh_lib.make_mesh(config.mesh.fsdp)
-    index = load_coco(
-        split.root,
-        split.annotations,
-        split.images,
-        on_error=config.data.on_error,
-        exif=config.data.exif,
-    )
-    category_ids = scoring.match_categories(trained, index.label_map)
-    index = index.subset(split.subset)
-    say(index.describe())
-    if index.dropped.counts:
-        say(str(index.dropped))
-    batch_size = evaluation.round_up_batch(config.eval.batch_size, mesh, max(padding, 1))
-    if batch_size != config.eval.batch_size:
-        say(
-            f"batches of {batch_size} images instead of {config.eval.batch_size}: every one of "
-            f"{mesh.size} devices takes as many"
-        )
+    index, category_ids = load_split(split, config, trained)
+    say(f"{index.describe()}\n{index.dropped}")
+    asked = config.eval.batch_size
+    batch_size = evaluation.round_up_batch(asked, mesh, max(padding, 1))
+    if batch_size != asked:
+        say(f"batches of {batch_size} images instead of {asked}: {mesh.size} devices share them")
     plan, batches = plan_batches(index, config, mesh, batch_size, padding)
     say(plan.describe())
 
@@ -101,18 +89,32 @@ def evaluate_checkpoint(
         ground_truth(read_coco(index.annotations)),
         category_ids=category_ids,
     )
-    seconds = time.monotonic() - started
-    summary = {key: found.metrics[key] for key, *_ in scoring.SUMMARY}
-    summary |= {
-        "images": len(index),
+    summary = summarise(found, len(index), time.monotonic() - started) | {"step": metadata["step"]}
+    say_findings(found, summary, say)
+    return found, summary
+
+
+def load_split(split: Split, config: ConfigDict, trained: LabelMap) -> tuple[Index, np.ndarray]:
+    """Returns the split, and for every slot of the detector the dataset's category id, or -1."""
+    index = load_coco(
+        split.root,
+        split.annotations,
+        split.images,
+        on_error=config.data.on_error,
+        exif=config.data.exif,
+    )
+    return index.subset(split.subset), scoring.match_categories(trained, index.label_map)
+
+
+def summarise(found: evaluation.Evaluation, images: int, seconds: float) -> dict:
+    """The numbers of an evaluation that fit on one line of JSON."""
+    return {key: found.metrics[key] for key, *_ in scoring.SUMMARY} | {
+        "images": images,
         "unreadable": len(found.unreadable),
         "nonfinite": found.nonfinite,
         "seconds": round(seconds, 2),
-        "images_per_second": round(len(index) / seconds, 2),
-        "step": metadata["step"],
+        "images_per_second": round(images / seconds, 2),
     }
-    say_findings(found, summary, say)
-    return found, summary
 
 
 def plan_batches(

@@ -73,19 +73,8 @@ def make_canvas_plan(
 
     steps = _padded(np.lexsort([canvas.prod(axis=1), required]), batch_size // group)
     rows = _with_padding(groups, -1)[steps].reshape(len(steps), batch_size)
-    columns = {
-        name: _with_padding(getattr(whole, name)[0][place], value)[rows]
-        for name, value in PADDING_ROW.items()
-    }
-    plan = dataclasses.replace(
-        whole,
-        rows=rows,
-        **columns,
-        bucket=_with_padding(required, 0)[steps].max(axis=1),
-        buckets=buckets,
-        box_offsets=np.zeros(rows.size + 1, np.int64),  # nothing is learnt here
-        boxes_cxcywh=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int32),
+    plan = _dealt_out(
+        whole, place, rows, buckets, bucket=_with_padding(required, 0)[steps].max(axis=1)
     )
     canvas = np.repeat(_with_padding(canvas, 1)[steps], group, axis=1)
     return plan, np.where(rows[..., None] >= 0, canvas, 1).astype(np.int32)
@@ -99,6 +88,30 @@ def _padded(column: np.ndarray, width: int) -> np.ndarray:
 def _with_padding(column: np.ndarray, value: int) -> np.ndarray:
     """Appends a row of one value: what the index -1 finds."""
     return np.concatenate([column, np.full_like(column[:1], value)])
+
+
+def _dealt_out(
+    whole: Plan,
+    place: np.ndarray,
+    rows: np.ndarray,
+    buckets: tuple[Bucket, ...],
+    bucket: np.ndarray,
+) -> Plan:
+    """The only step of a plan as other steps; without targets, since nothing is learnt here."""
+    columns = {
+        name: _with_padding(getattr(whole, name)[0][place], value)[rows]
+        for name, value in PADDING_ROW.items()
+    }
+    return dataclasses.replace(
+        whole,
+        rows=rows,
+        **columns,
+        bucket=bucket,
+        buckets=buckets,
+        box_offsets=np.zeros(rows.size + 1, np.int64),
+        boxes_cxcywh=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int32),
+    )
 
 
 def _canvas_buckets(
