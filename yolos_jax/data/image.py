@@ -78,12 +78,19 @@ def decode(source: bytes | str | os.PathLike, exif: str = "ignore", name: str = 
     Raises:
       ValueError: no such file, not a picture, truncated; the message names it.
     """
+    return np.array(open_rgb(source, exif, name))
+
+
+def open_rgb(
+    source: bytes | str | os.PathLike, exif: str = "ignore", name: str = ""
+) -> Image.Image:
+    """``decode`` as a Pillow picture of mode RGB, in memory: spares two copies before a resize."""
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif is {exif!r}, expected 'ignore' or 'apply'")
     with _open_file(source, name) as (file, name), _open_picture(file, name) as picture:
         turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
         try:
-            return to_rgb(picture if turn is None else picture.transpose(turn))
+            return _as_rgb(picture if turn is None else picture.transpose(turn))
         # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
         except Exception as error:
             raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
@@ -91,16 +98,23 @@ def decode(source: bytes | str | os.PathLike, exif: str = "ignore", name: str = 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
     """A Pillow picture of any mode as uint8 [height, width, 3]; see ``decode``."""
+    return np.array(_as_rgb(picture))
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         # Pillow's own conversion cuts everything above 255 to white.
         grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return Image.fromarray(grey).convert("RGB")
     if picture.mode == "F":
         raise ValueError("pixels are floating-point numbers, expected 8 or 16 bits")
     if picture.mode == "P" and "transparency" in picture.info:
         # The palette's colours without their transparency: the same, and Pillow does not warn.
         picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+    if picture.mode == "RGB":
+        picture.load()
+        return picture
+    return picture.convert("RGB")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -50,6 +50,7 @@ class Plan:
     box_offsets: np.ndarray  # int64 [S * B + 1]: where the boxes of each row start and end
     boxes_cxcywh: np.ndarray  # float32 [T, 4]: relative to the final picture
     labels: np.ndarray  # int32 [T]: slots of the label map
+    patch_size: int  # pixels
     max_boxes: int  # M: the most boxes that a picture of the dataset has, rounded up
 
     @property
@@ -86,7 +87,9 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that differ when anything in the plan does."""
-        digest = hashlib.sha256(repr((self.buckets, self.max_boxes, self.rows.shape)).encode())
+        digest = hashlib.sha256(
+            repr((self.buckets, self.patch_size, self.max_boxes, self.rows.shape)).encode()
+        )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
@@ -199,6 +202,7 @@ def _columns(
         box_offsets=offsets,
         boxes_cxcywh=boxes,
         labels=labels,
+        patch_size=multiple,
         max_boxes=max(-(-index.max_boxes // TARGETS_MULTIPLE), 1) * TARGETS_MULTIPLE,
     )
 
