@@ -33,7 +33,7 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
 
 def _linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
     init = torch_linear_init(fan_in)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+    return vit.Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 def sincos_init(rng: Array, shape: tuple[int, int, int], dtype: Any = jnp.float32) -> Array:
