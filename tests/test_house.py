@@ -23,6 +23,7 @@ ORDER = [
     ["data.augment"],
     ["data.buckets"],
     ["data.plan"],
+    ["data.rows"],
     ["data.pipeline"],
     ["data.shapes"],
     ["models.attention", "models.position"],
@@ -62,7 +63,7 @@ ORDER = [
 ]
 LIBRARIES = {
     "flax": ("models",),
-    "tensorflow": ("data.pipeline", "data.tfds", "data.records"),
+    "tensorflow": ("data.rows", "data.pipeline", "data.tfds", "data.records"),
     "torch": ("convert",),
 }
 

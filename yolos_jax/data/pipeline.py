@@ -1,204 +1,200 @@
-"""Executes the rows of a plan: read, decode, cut, resize, mirror, into patches; in the background.
-
-Pillow does the work, in threads: its decoders and its resize release Python's lock, it reads every
-kind of picture in one way, and its pixels are exactly those that the reference trains on and that
-``predict`` sees. benchmarks/input.py measures it. A crop is resized from its fractional rectangle
-of the original at once, where the reference resizes, cuts and resizes again.
-"""
+"""A plan carried out: its rows read, decoded and laid out as host batches, ahead of the device."""
 
 from __future__ import annotations
 
-import collections
 import os
+import queue
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
-from etils import epath
-from PIL import Image
+import tensorflow as tf
+from absl import logging
 
 from yolos_jax.batch import Batch, HostBatch, Targets
-from yolos_jax.data import image
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import Plan
+from yolos_jax.data.rows import Needs, Row, read_row, read_row_reference
 
-TASKS_PER_WORKER = 4  # that a step is divided into: pictures take unequal time
+CHUNK_BYTES = 4 << 20  # of pictures that leave the graph together, at most ...
+CHUNK_ROWS = 64  # ... and at most so many
+ROWS_AHEAD = 16  # decoded rows that wait, per worker, besides finished batches
+POLL_SECONDS = 0.2  # how often a thread that waits looks whether it is still wanted
 
 
 def host_batches(
     index: Index,
     plan: Plan,
     *,
+    host_rows: np.ndarray,
     start_step: int = 0,
-    host_rows: np.ndarray | slice = slice(None),
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[HostBatch]:
-    """Yields this host's rows of each step of a plan, in order.
+    """Yields this host's part of every step of a plan, in order.
 
-    A picture that cannot be used (missing, truncated, not a picture, not of the stated size) keeps
-    its row, with ``image_valid`` and all of its ``target_valid`` False, patches of zeros and a
-    message in ``unreadable``. Pictures are read from local paths, and from whatever else
-    ``etils.epath`` opens (gs://).
+    A picture that cannot be read keeps its row: ``image_valid`` is False, it has no targets, and
+    ``unreadable`` says why. Close the iterator, or exhaust it, to end its threads.
 
     Args:
-      index: the dataset that the plan was made for.
+      index: the dataset that the plan was made of.
       plan: of training or evaluation.
-      start_step: step of the plan to begin with.
-      host_rows: which of the B rows of every step are this host's.
-      workers: pictures decoded at once; 0: one per core of this process.
-      prefetch: steps that are worked on ahead of the one last yielded.
-
-    Returns:
-      A generator of HostBatch. Its threads end when it is exhausted, closed or forgotten.
+      host_rows: int [b], which of a step's B rows are this host's.
+      start_step: the first step to yield.
+      workers: pictures decoded at once; 0: one per core.
+      prefetch: finished batches that wait at most.
 
     Raises:
-      ValueError: when a number makes no sense.
+      ValueError: a step beyond the plan.
     """
-    if not 0 <= start_step <= plan.steps or workers < 0 or prefetch < 0:
-        raise ValueError(
-            f"start_step {start_step} (of {plan.steps} steps), data.workers {workers} and "
-            f"data.prefetch {prefetch} must not be negative, nor the first be past the end"
-        )
-    places = np.arange(plan.batch_size)[host_rows]
-    return _generate(index, plan, start_step, places, workers or _cores(), prefetch)
+    if not 0 <= start_step <= plan.steps:
+        raise ValueError(f"start_step is {start_step}, the plan has {plan.steps} steps")
+    # TensorFlow takes all memory of a GPU it sees, and reads pictures without one.
+    tf.config.set_visible_devices([], "GPU")
+    host_rows = np.asarray(host_rows)
+    steps = range(start_step, plan.steps)
+    return _in_background(_assemble(index, plan, host_rows, steps, workers), prefetch)
 
 
-class _Begun(NamedTuple):
-    """A step whose pictures are being worked on."""
-
-    step: int
-    patches: np.ndarray  # uint8 [b, N, P], being filled
-    tasks: list[Future[dict[int, str]]]
-
-
-def _generate(
-    index: Index, plan: Plan, start_step: int, places: np.ndarray, workers: int, prefetch: int
+def _assemble(
+    index: Index, plan: Plan, host_rows: np.ndarray, steps: range, workers: int
 ) -> Iterator[HostBatch]:
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-    begun: collections.deque[_Begun] = collections.deque()
-    share = max(len(places) // (workers * TASKS_PER_WORKER), 1)
-    try:
-        for step in range(start_step, plan.steps):
-            shape = plan.buckets[plan.bucket[step]].patches, 3 * plan.patch_size**2
-            patches = np.zeros((len(places), *shape), np.uint8)
-            tasks = [
-                pool.submit(
-                    _execute, index, plan, step, places, patches, range(first, first + share)
-                )
-                for first in range(0, len(places), share)
-            ]
-            begun.append(_Begun(step, patches, tasks))
-            if len(begun) > prefetch:
-                yield _finish(index, plan, places, begun.popleft())
-        while begun:
-            yield _finish(index, plan, places, begun.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _execute(
-    index: Index, plan: Plan, step: int, places: np.ndarray, patches: np.ndarray, mine: range
-) -> dict[int, str]:
-    """Fills some rows of patches [b, N, P]; returns a message for each that could not be."""
-    messages = {}
-    for i in mine[: len(places) - mine.start]:
-        place = int(places[i])
-        if plan.rows[step, place] >= 0:
-            try:
-                _fill(index, plan, step, place, patches[i])
-            except ValueError as error:
-                messages[i] = str(error)
-    return messages
-
-
-def _fill(index: Index, plan: Plan, step: int, place: int, patches: np.ndarray) -> None:
-    """One row of a plan into patches uint8 [N, P]; ValueError, naming the file, where it fails."""
-    row = int(plan.rows[step, place])
-    path = index.path(row)
-    exif = "apply" if index.orientation[row] > 1 else "ignore"
-    picture = image.open_rgb(_read(path), exif, path)
-    stated = int(index.heights[row]), int(index.widths[row])
-    if picture.size != stated[::-1]:
-        raise ValueError(
-            f"{path}: is {picture.height}x{picture.width} pixels (height x width), "
-            f"{index.annotations} states {stated[0]}x{stated[1]}"
+    """Lays the pictures out in batches, in the thread of the caller."""
+    patch_size = int(plan.size.flat[0] // plan.grid.flat[0])
+    pictures = _pictures(_columns(index, plan, host_rows, steps), patch_size, workers)
+    for step in steps:
+        rows = plan.rows[step][host_rows]
+        bucket = plan.buckets[plan.bucket[step]]
+        grid = plan.grid[step][host_rows].copy()
+        patches = np.zeros((len(rows), bucket.patches, 3 * patch_size**2), np.uint8)
+        valid, unreadable = np.zeros(len(rows), bool), []
+        for place in np.flatnonzero(rows >= 0):
+            picture = next(pictures)
+            if isinstance(picture, ValueError):
+                unreadable.append(str(picture))
+                grid[place] = 1
+            else:
+                patches[place, : len(picture)] = picture
+                valid[place] = True
+        original = np.stack([index.heights[rows], index.widths[rows]], axis=1)
+        yield HostBatch(
+            batch=Batch(patches, grid, valid),
+            targets=_targets(plan, step, host_rows, valid),
+            image_ids=np.where(rows >= 0, index.image_ids[rows], -1),
+            original_size=np.where(rows[:, None] >= 0, original, 1).astype(np.int32),
+            bucket=bucket,
+            unreadable=tuple(unreadable),
         )
-    top, left, height, width = plan.crop[step, place].tolist()
-    # A sum that rounds to more than the side would be refused.
-    box = left, top, min(left + width, stated[1]), min(top + height, stated[0])
-    new_height, new_width = plan.size[step, place].tolist()
-    picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR, box=box)
-    if plan.flip[step, place]:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    _write_patches(np.asarray(picture), plan.patch_size, patches)
 
 
-def _read(path: str) -> bytes:
-    """A file's bytes; ValueError naming it."""
-    try:
-        if "://" in path:
-            return epath.Path(path).read_bytes()
-        with open(path, "rb") as file:
-            return file.read()
-    # Remote file systems raise their own kinds of errors.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read: {reason}") from error
+def _pictures(columns: Row, patch_size: int, workers: int) -> Iterator[np.ndarray | ValueError]:
+    """Every row's patches in order, uint8 [rows * columns, P], or why there are none."""
+    lengths = (columns.size // patch_size).prod(axis=1)
+
+    def refused(row: int) -> np.ndarray | ValueError:
+        try:
+            patches = read_row_reference(Row(*(column[row] for column in columns)), patch_size)
+        except ValueError as error:
+            return error
+        logging.warning("%s: TensorFlow cannot read it, Pillow does", columns.path[row])
+        return patches
+
+    following = 0
+    if len(lengths):
+        for numbers, chunk in _chunks(columns, patch_size, workers).as_numpy_iterator():
+            for number, picture in zip(numbers, chunk, strict=True):
+                for row in range(following, number):
+                    yield refused(row)
+                yield picture[: lengths[number]]
+                following = number + 1
+    for row in range(following, len(lengths)):
+        yield refused(row)
 
 
-def _write_patches(pixels: np.ndarray, patch_size: int, patches: np.ndarray) -> None:
-    """``image.patchify`` of uint8 [h, w, 3] into the first rows of patches [N, P].
+def _chunks(columns: Row, patch_size: int, workers: int) -> tf.data.Dataset:
+    """Numbers and patches of the rows that TensorFlow can read, some at a time, padded."""
+    workers = workers or os.cpu_count() or 1
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    needs = Needs.of(columns)
+    rows = tf.data.Dataset.from_tensor_slices(
+        columns._replace(path=tf.constant(columns.path, tf.string))
+    ).enumerate()
+    read = rows.map(
+        lambda number, row: (number, read_row(row, patch_size, needs)), num_parallel_calls=workers
+    )
+    # Leaving the graph costs more than decoding a small picture: several leave together.
+    rows_at_once = int(np.clip(CHUNK_BYTES // (3 * columns.size.prod(axis=1).max()), 1, CHUNK_ROWS))
+    chunks = read.ignore_errors().padded_batch(rows_at_once)
+    return chunks.prefetch(max(ROWS_AHEAD * workers // rows_at_once, 1)).with_options(options)
 
-    A patch's row of pixels moves as one element: five times as fast as byte by byte.
-    """
-    rows, cols = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
-    run = 3 * patch_size
-    source = pixels.reshape(rows, patch_size, cols, run).view(f"V{run}")
-    target = patches[: rows * cols].reshape(rows, cols, patch_size, run).view(f"V{run}")
-    target[...] = source.swapaxes(1, 2)
 
+def _columns(index: Index, plan: Plan, host_rows: np.ndarray, steps: range) -> Row:
+    """What this host reads, row after row: padding left out."""
+    chosen = plan.rows[steps.start : steps.stop][:, host_rows]
+    real = chosen >= 0
+    rows = chosen[real]
 
-def _finish(index: Index, plan: Plan, places: np.ndarray, begun: _Begun) -> HostBatch:
-    """Waits for a step's pictures and adds what the plan knows."""
-    messages: dict[int, str] = {}
-    for task in begun.tasks:
-        messages |= task.result()
-    step = begun.step
-    rows = plan.rows[step, places]
-    real = rows >= 0
-    valid = real.copy()
-    valid[list(messages)] = False
-    original_size = np.stack([index.heights[rows], index.widths[rows]], axis=1)
-    return HostBatch(
-        batch=Batch(
-            patches=begun.patches,
-            grid=np.where(valid[:, None], plan.grid[step, places], np.int32(1)),
-            image_valid=valid,
-        ),
-        targets=_targets(plan, step * plan.batch_size + places, valid),
-        image_ids=np.where(real, index.image_ids[rows], -1),
-        original_size=np.where(real[:, None], original_size, np.int32(1)),
-        bucket=plan.buckets[plan.bucket[step]],
-        unreadable=tuple(messages[i] for i in sorted(messages)),
+    def planned(column: np.ndarray) -> np.ndarray:
+        return column[steps.start : steps.stop][:, host_rows][real]
+
+    return Row(
+        path=np.array([index.path(row) for row in rows], object),
+        stated=np.stack([index.heights[rows], index.widths[rows]], axis=1).astype(np.int32),
+        orientation=index.orientation[rows].astype(np.int32),
+        flip=planned(plan.flip),
+        crop=planned(plan.crop).astype(np.float32),
+        size=planned(plan.size),
     )
 
 
-def _targets(plan: Plan, rows: np.ndarray, valid: np.ndarray) -> Targets:
-    """Targets of rows [b] of the flattened plan; none where a row is not valid."""
-    starts, ends = plan.box_offsets[rows], plan.box_offsets[rows + 1]
-    box = starts[:, None] + np.arange(plan.max_boxes)
-    target_valid = (box < ends[:, None]) & valid[:, None]
-    labels = np.zeros(box.shape, np.int32)
-    labels[target_valid] = plan.labels[box[target_valid]]
-    boxes_cxcywh = np.zeros((*box.shape, 4), np.float32)
-    boxes_cxcywh[target_valid] = plan.boxes_cxcywh[box[target_valid]]
-    return Targets(labels, boxes_cxcywh, target_valid)
+def _targets(plan: Plan, step: int, host_rows: np.ndarray, image_valid: np.ndarray) -> Targets:
+    """Ground truth of a step's rows, padded; none for pictures that could not be read."""
+    first = plan.box_offsets[step * plan.batch_size + host_rows]
+    last = plan.box_offsets[step * plan.batch_size + host_rows + 1]
+    places = np.arange(plan.max_boxes)
+    valid = (places < (last - first)[:, None]) & image_valid[:, None]
+    source = (first[:, None] + places)[valid]
+    labels = np.zeros(valid.shape, np.int32)
+    boxes = np.zeros((*valid.shape, 4), np.float32)
+    labels[valid] = plan.labels[source]
+    boxes[valid] = plan.boxes_cxcywh[source]
+    return Targets(labels, boxes, valid)
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _in_background(batches: Iterator[HostBatch], prefetch: int) -> Iterator[HostBatch]:
+    """Runs an iterator in a thread of its own, at most ``prefetch`` items ahead."""
+    ready: queue.Queue = queue.Queue(prefetch)
+    unwanted = threading.Event()
+
+    def put(item: object) -> bool:
+        while not unwanted.is_set():
+            try:
+                ready.put(item, timeout=POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # Whatever it is, the consumer must see it.
+            put(error)
+
+    thread = threading.Thread(target=run, name="host_batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        unwanted.set()
+        thread.join()
