@@ -79,23 +79,19 @@ def params_from_yolos(
 
 
 def yolos_from_huggingface(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames transformers' YolosForObjectDetection to the original's; q, k and v are fused."""
-    renames = {
-        "vit.embeddings.cls_token": "backbone.cls_token",
-        "vit.embeddings.detection_tokens": "backbone.det_token",
-        "vit.embeddings.position_embeddings": "backbone.pos_embed",
-        "vit.encoder.mid_position_embeddings": "backbone.mid_pos_embed",
-    }
+    """Renames transformers' YolosForObjectDetection to the original's, where q, k, v are fused."""
     parts = (
+        ("vit.embeddings.cls_token", "backbone.cls_token"),
+        ("vit.embeddings.detection_tokens", "backbone.det_token"),
+        ("vit.embeddings.position_embeddings", "backbone.pos_embed"),
+        ("vit.encoder.interpolation.mid_position_embeddings", "backbone.mid_pos_embed"),
         ("vit.embeddings.patch_embeddings.projection", "backbone.patch_embed.proj"),
         ("vit.encoder.layer.", "backbone.blocks."),
-        ("vit.layers.", "backbone.blocks."),
-        (".layernorm_before", ".norm1"),
-        (".layernorm_after", ".norm2"),
-        (".attention.output.dense", ".attn.proj"),
-        (".attention.o_proj", ".attn.proj"),
-        (".intermediate.dense", ".mlp.fc1"),
-        (".output.dense", ".mlp.fc2"),
+        ("layernorm_before", "norm1"),
+        ("layernorm_after", "norm2"),
+        ("attention.output.dense", "attn.proj"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
         ("vit.layernorm", "backbone.norm"),
         ("class_labels_classifier", "class_embed"),
         ("bbox_predictor", "bbox_embed"),
@@ -104,7 +100,11 @@ def yolos_from_huggingface(state: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     for name, value in state.items():
         for theirs, ours in parts:
             name = name.replace(theirs, ours)
-        result[renames.get(name, name)] = value
+        result[name] = np.asarray(value)
+    for query in [name for name in result if "attention.attention.query" in name]:
+        names = [query.replace("query", part) for part in ("query", "key", "value")]
+        fused = np.concatenate([result.pop(name) for name in names])
+        result[query.replace("attention.attention.query", "attn.qkv")] = fused
     return result
 
 

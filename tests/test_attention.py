@@ -1,0 +1,167 @@
+"""Every attention backend against the definition in float64: values, gradients, lengths."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from yolos_jax.models import attention
+
+BATCH, TOKENS, HEADS, WIDTH = 2, 300, 2, 11
+LENGTHS = np.array([300, 77], np.int32)
+BACKENDS = ("stock", "chunked", "heads", "splash")
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The TPU kernel runs in the interpreter."""
+    kernel = functools.partial(attention._splash, interpret=True)
+    monkeypatch.setattr(attention, "_splash", kernel)
+
+
+def draw(*shape):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype(np.float32) for _ in range(4)]
+
+
+def attend_with(backend, mesh=None):
+    return jax.jit(functools.partial(attention.attention, backend=backend, mesh=mesh))
+
+
+def definition(q, k, v, cotangent, lengths):
+    """Values, map and gradients by hand, float64."""
+    q, k, v, cotangent = (np.asarray(x, np.float64) for x in (q, k, v, cotangent))
+    scale = q.shape[-1] ** -0.5
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    valid = np.arange(k.shape[1]) < lengths[:, None]
+    logits = np.where(valid[:, None, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out = np.einsum("bhqk,bkhd->bqhd", weights, v)
+    d_weights = np.einsum("bqhd,bkhd->bhqk", cotangent, v)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True)) * scale
+    gradients = (
+        np.einsum("bhqk,bkhd->bqhd", d_logits, k),
+        np.einsum("bhqk,bqhd->bkhd", d_logits, q),
+        np.einsum("bhqk,bqhd->bkhd", weights, cotangent),
+    )
+    return out, weights, gradients
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_and_gradients(backend, interpreted):
+    q, k, v, cotangent = draw(BATCH, TOKENS, HEADS, WIDTH)
+    valid = (np.arange(TOKENS) < LENGTHS[:, None])[..., None, None]
+    cotangent = np.where(valid, cotangent, 0)  # nothing is asked of what padding gets
+    expected, _, expected_gradients = definition(q, k, v, cotangent, LENGTHS)
+
+    @jax.jit
+    def run(q, k, v):
+        attend = functools.partial(attention.attention, lengths=LENGTHS, backend=backend)
+        out, pullback = jax.vjp(attend, q, k, v)
+        return out, pullback(jnp.asarray(cotangent))
+
+    with jax.default_matmul_precision("highest"):
+        out, gradients = run(q, k, v)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(np.where(valid, out, 0), np.where(valid, expected, 0), atol=5e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_reaches_nothing(backend, interpreted):
+    q, k, v, _ = draw(1, 40, 1, 8)
+    lengths = np.array([13], np.int32)
+    other = [np.concatenate([x[:, :13], 1e4 + 0 * x[:, 13:]], axis=1) for x in (q, k, v)]
+    attend = attend_with(backend)
+    ours, theirs = attend(q, k, v, lengths), attend(*other, lengths)
+    np.testing.assert_array_equal(ours[:, :13], theirs[:, :13])
+    assert np.isfinite(theirs).all()
+
+
+def test_a_single_valid_token_gets_its_own_value():
+    q, k, v, _ = draw(1, 9, 1, 8)
+    out = attend_with("stock")(q, k, v, np.array([1], np.int32))
+    np.testing.assert_allclose(out, np.broadcast_to(v[:, :1], v.shape), atol=1e-6)
+
+
+def test_the_map():
+    q, k, v, cotangent = draw(BATCH, 20, HEADS, WIDTH)
+    lengths = np.array([20, 5], np.int32)
+    _, expected, _ = definition(q, k, v, cotangent, lengths)
+    ours = jax.jit(attention.attention_map)(q, k, lengths)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ("stock", "chunked", "heads"))
+def test_bfloat16_accumulates_in_float32(backend):
+    # A mean over a thousand values: a sum kept in bfloat16 would stop growing at 256.
+    ones = jnp.ones((1, 1000, 1, 8), jnp.bfloat16)
+    out = attend_with(backend)(0 * ones, ones, ones, np.array([1000], np.int32))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1, atol=4e-3)
+
+
+def test_splash_keeps_a_sharded_batch_where_it_is(interpreted):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    q, k, v, _ = draw(4, 130, 1, 8)
+    lengths = np.array([130, 1, 60, 128], np.int32)
+    attend = attend_with("splash", mesh)
+    placed = jax.device_put((q, k, v, lengths), rows)
+    program = attend.lower(*placed).compile()
+    assert "all-gather" not in program.as_text()
+    out = program(*placed)
+    assert out.sharding.is_equivalent_to(rows, out.ndim)
+    expected = attend_with("stock")(q, k, v, lengths)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(out[row, :length], expected[row, :length], atol=1e-5)
+
+
+def test_cudnn_gets_a_head_width_it_takes(monkeypatch):
+    """The kernel needs a GPU; what it is given is checked through XLA's form of the same call."""
+    reference = jax.nn.dot_product_attention
+
+    def kernel(q, k, v, *, implementation, **kwargs):
+        assert implementation == "cudnn" and q.shape[-1] == 16
+        return reference(q, k, v, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, k, v, cotangent = draw(BATCH, 20, HEADS, WIDTH)
+    lengths = np.array([20, 5], np.int32)
+    expected, _, _ = definition(q, k, v, cotangent, lengths)
+    out = attend_with("cudnn")(q, k, v, lengths)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_auto_picks_by_platform_type_and_length(monkeypatch):
+    monkeypatch.setattr(attention, "_cudnn_works", lambda: True)
+
+    def pick(platform, dtype, tokens):
+        return attention.resolve("auto", platform=platform, dtype=dtype, tokens=tokens)
+
+    assert pick("cpu", "float32", 1829) == pick("cpu", "bfloat16", 1829) == "heads"
+    assert pick("tpu", "bfloat16", 4352) == "splash"
+    assert pick("tpu", "float32", 4352) == pick("gpu", "float32", 4352) == "chunked"
+    assert pick("gpu", "bfloat16", 4352) == "cudnn"
+    assert {pick(platform, "bfloat16", 80) for platform in ("cpu", "gpu", "tpu")} == {"stock"}
+    named = attention.resolve("chunked", platform="cpu", dtype="float32", tokens=9)
+    assert named == "chunked"
+
+
+def test_without_cudnn_auto_says_so_once_and_goes_on(capsys):
+    attention._cudnn_works.cache_clear()
+    attention._print_once.cache_clear()
+    for _ in range(2):
+        choice = attention.resolve("auto", platform="gpu", dtype="bfloat16", tokens=4352)
+        assert choice == "chunked"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "no cuDNN attention here" in lines[0]
+    assert lines[1] == "attention: 'chunked' for long sequences in bfloat16 on gpu"
