@@ -13,7 +13,7 @@ import json
 import runpy
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs.common import CHANGEABLE_ON_RESUME
@@ -97,6 +97,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     del argv
+    # Libraries tell their whole story at INFO; what a run has to say it prints.
+    logging.set_verbosity(logging.WARNING)
     from yolos_jax import trainer
 
     try:

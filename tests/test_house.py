@@ -23,6 +23,7 @@ ORDER = [
     ["data.augment"],
     ["data.buckets"],
     ["data.plan"],
+    ["data.tensorflow_import"],
     ["data.rows"],
     ["data.pipeline"],
     ["data.shapes"],
@@ -63,7 +64,7 @@ ORDER = [
 ]
 LIBRARIES = {
     "flax": ("models",),
-    "tensorflow": ("data.rows", "data.pipeline", "data.tfds", "data.records"),
+    "tensorflow": ("data.tensorflow_import",),
     "torch": ("convert",),
 }
 

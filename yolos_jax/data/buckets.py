@@ -140,13 +140,13 @@ def _grids(
 
 
 def _simulate(index: Index, recipe: Recipe | EvalRecipe) -> np.ndarray:
-    """Grids int64 [R, 2] as training will see them: whole epochs of a fixed seed."""
+    """Grids int64 [R, 2] as training will see them: an epoch, of the pictures repeated."""
     if isinstance(recipe, EvalRecipe):
-        draws = [augment.draw_eval(index, recipe)]
+        draws = augment.draw_eval(index, recipe)
     else:
-        epochs = -(-SIMULATED_ROWS // len(index))
-        draws = [augment.draw(index, recipe, seed=0, epoch=epoch) for epoch in range(epochs)]
-    return np.concatenate([draw.size for draw in draws]).astype(np.int64) // recipe.multiple
+        repeated = np.arange(max(len(index), SIMULATED_ROWS)) % len(index)
+        draws = augment.draw(index.select(repeated), recipe, seed=0, epoch=0)
+    return draws.size.astype(np.int64) // recipe.multiple
 
 
 def _padded(lengths: np.ndarray, multiple: int, num_prefix: int) -> np.ndarray:

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from yolos_jax.batch import Batch, HostBatch, Targets
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import Plan
 from yolos_jax.data.rows import Needs, Row, read_row, read_row_reference
+from yolos_jax.data.tensorflow_import import tf
 
 CHUNK_BYTES = 4 << 20  # of pictures that leave the graph together, at most ...
 CHUNK_ROWS = 64  # ... and at most so many
@@ -49,8 +49,6 @@ def host_batches(
     """
     if not 0 <= start_step <= plan.steps:
         raise ValueError(f"start_step is {start_step}, the plan has {plan.steps} steps")
-    # TensorFlow takes all memory of a GPU it sees, and reads pictures without one.
-    tf.config.set_visible_devices([], "GPU")
     host_rows = np.asarray(host_rows)
     steps = range(start_step, plan.steps)
     return _in_background(_assemble(index, plan, host_rows, steps, workers), prefetch)

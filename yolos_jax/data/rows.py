@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from yolos_jax.data import image as image_lib
+from yolos_jax.data.tensorflow_import import tf
 
 # Pixels that the filter may reach beyond a crop, besides its own width: rounding, either side.
 MARGIN = 2
