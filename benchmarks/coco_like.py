@@ -43,7 +43,7 @@ def coco_like(images: int, boxes: int, seed: int = 0) -> Index:
     offsets = np.concatenate([[0], np.cumsum(counts)])
     total = int(offsets[-1])
     height, width = np.repeat(size, counts, axis=0).T
-    wide, high = width * random.beta(1, 3, total), height * random.beta(1, 3, total)
+    wide, high = (1 + (side - 1) * random.beta(1, 3, total) for side in (width, height))
     left, top = random.random(total) * (width - wide), random.random(total) * (height - high)
     return Index(
         root="/data/coco",
@@ -56,7 +56,7 @@ def coco_like(images: int, boxes: int, seed: int = 0) -> Index:
         widths=size[:, 1].astype(np.int32),
         orientation=np.ones(images, np.uint8),
         box_offsets=offsets,
-        boxes_xyxy_px=np.stack([left, top, left + wide + 1, top + high + 1], 1).astype(np.float32),
+        boxes_xyxy_px=np.stack([left, top, left + wide, top + high], axis=1).astype(np.float32),
         labels=random.integers(1, 91, total).astype(np.int32),
         dropped=Problems("a dataset like COCO"),
     )
