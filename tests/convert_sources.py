@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import jax
 import numpy as np
+
+from yolos_jax.models.build import Model
 
 DEPTH, WIDTH, HEADS, MLP, PATCH, QUERIES = 2, 24, 3, 40, 16, 5
 GRID = (3, 4)  # of the detector's position tables
@@ -121,3 +124,10 @@ def flax(tensors: dict[str, np.ndarray], big_vision: bool) -> dict[str, np.ndarr
             arrays[f"{dense}/kernel"] = tensors[f"{ours}.mlp.fc{j + 1}.weight"].T
             arrays[f"{dense}/bias"] = tensors[f"{ours}.mlp.fc{j + 1}.bias"]
     return arrays
+
+
+def numpy_draw(model: Model, rng: jax.Array) -> dict:
+    """Random parameters of a model without compiling its initialisation."""
+    random = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
+    shapes = jax.eval_shape(model.init, rng)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)

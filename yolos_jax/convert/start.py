@@ -7,6 +7,7 @@ not fit is an error.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def initial_params(
     Raises:
       ValueError: naming every parameter that is missing, surplus or of another shape.
     """
-    fresh = flatten(jax.tree.map(np.asarray, jax.jit(model.init)(rng)))
+    fresh = flatten(draw(model, rng))
     given = flatten(params)
     notes = _differences(model, metadata)
     reason = _other_classes(model, metadata, label_map)
@@ -89,6 +90,16 @@ def initial_params(
     kept = len(fresh) - sum(note.startswith(("new", "NEW", "resized")) for note in notes)
     head = f"start: {metadata.get('source', 'a checkpoint')}: {kept} of {len(fresh)} kept as is"
     return unflatten(fitted), "\n  ".join([head, *notes])
+
+
+def draw(model: Model, rng: jax.Array) -> dict:
+    """Random parameters of a model: nested dict of numpy arrays."""
+    return jax.tree.map(np.asarray, _init(model, rng))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model, rng: jax.Array) -> dict:
+    return model.init(rng)
 
 
 def resize_grid(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
