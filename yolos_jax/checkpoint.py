@@ -136,6 +136,16 @@ class Checkpoints:
         )
         return state, files.read_metadata(folder)
 
+    def metadata(self) -> dict | None:
+        """What ``restore`` would find the checkpoint to say about itself; None without any.
+
+        Raises:
+          ValueError: if all are damaged.
+        """
+        self.wait()
+        step = self._newest_undamaged()
+        return None if step is None else files.read_metadata(self.directory / str(step))
+
     def wait(self) -> None:
         """Waits until the checkpoint being written is complete.
 
