@@ -124,10 +124,11 @@ class Detector:
         Raises:
           ValueError: no such picture, not a picture, or not one of the three kinds.
         """
-        images = [_to_array(picture, self._exif) for picture in _as_list(pictures)]
+        pictures = _as_list(pictures)
+        images = [_to_array(picture, self._exif) for picture in pictures]
         prepared = [
-            image_lib.preprocess(image, self.preprocess, self.model.config.patch_size)
-            for image in images
+            image_lib.preprocess(image, self.preprocess, self.model.config.patch_size, _name(i, p))
+            for i, (image, p) in enumerate(zip(images, pictures, strict=True))
         ]
         groups: dict[tuple[int, int, int], list[int]] = {}
         for i, (_, grid) in enumerate(prepared):
@@ -288,6 +289,12 @@ def _as_list(pictures: Any) -> list:
     if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
         return [pictures]
     return list(pictures)
+
+
+def _name(number: int, picture: Any) -> str:
+    """What to call a picture in messages: its path, or its place among those given."""
+    is_path = isinstance(picture, str | os.PathLike)
+    return os.fspath(picture) if is_path else f"picture {number}"
 
 
 def _to_array(picture: Any, exif: str) -> Array:
