@@ -137,7 +137,7 @@ class Checkpoints:
         return state, files.read_metadata(folder)
 
     def metadata(self) -> dict | None:
-        """What ``restore`` would find the checkpoint to say about itself; None without any.
+        """What the checkpoint that ``restore`` would read says about itself; None without any.
 
         Raises:
           ValueError: if all are damaged.
