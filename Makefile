@@ -17,7 +17,7 @@ test: $(VENV)/test.stamp lint
 	$(PY) -m pytest -m "not slow"
 
 test-all: $(VENV)/test.stamp lint
-	$(PY) -m pytest
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .
