@@ -144,7 +144,7 @@ def test_outputs_see_the_whole_canvas(loaded):
     assert found.pred_logits.shape == (2, queries, 4) and found.pred_boxes.shape == (2, queries, 4)
     assert found.attention.shape == (2, loaded.model.config.heads, tokens, tokens)
     np.testing.assert_allclose(found.attention.sum(-1), 1, atol=1e-5)
-    assert found.tokens.shape == (1, 2, tokens, loaded.model.config.width)
+    assert found.blocks.shape == (1, 2, tokens, loaded.model.config.width)
     # The remainder is cut, zeros are pixels like others.
     cut = loaded.outputs(pixels[:, : 5 * patch], capture=True)
     np.testing.assert_array_equal(found.pred_logits, cut.pred_logits)
@@ -169,7 +169,7 @@ def test_outputs_are_those_of_torch(tmp_path):
     np.testing.assert_allclose(found.pred_boxes, expected["boxes"], atol=5e-6)
     np.testing.assert_allclose(found.embed, expected["embed"], atol=5e-5)
     for i in range(convert_sources.DEPTH):
-        np.testing.assert_allclose(found.tokens[i], expected[f"block {i}"], atol=5e-5)
+        np.testing.assert_allclose(found.blocks[i], expected[f"block {i}"], atol=5e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -58,7 +57,7 @@ class RawOutputs:
     pred_logits: Array  # [B, Q, K + 1]; the last is no-object
     pred_boxes: Array  # [B, Q, 4], cxcywh relative to the picture, 0..1
     attention: Array | None = None  # [B, H, T, T], last block; tokens: class, detection, patches
-    tokens: Array | None = None  # [L, B, T, D], after each block and before its position table
+    blocks: Array | None = None  # [L, B, T, D], after each block and before its position table
     embed: Array | None = None  # [B, T, D], before the first block
     norm: Array | None = None  # [B, T, D], after the last LayerNorm
 
@@ -92,22 +91,16 @@ class Detector:
         num_classes = metadata["num_classes"]
         self.model = build_model({**config, "dtype": predict_dtype}, num_classes)
         self._outputs_model = build_model({**config, "dtype": dtype or "float32"}, num_classes)
-        self.params = jax.device_put(jax.tree.map(lambda leaf: jnp.asarray(leaf), dict(params)))
+        self.params = jax.device_put(dict(params))
         self.metadata = dict(metadata)
         self.label_map = LabelMap.from_json(metadata["label_map"])
         self.preprocess = dict(metadata["preprocess"])
-        # Training must have seen pictures the way they are seen here.
-        run = metadata.get("config") or {}
-        self._exif = run.get("data", {}).get("exif", "ignore")
+        # As training saw its pictures.
+        self._exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
         # Padding to few lengths: programs are compiled once for each.
         self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
 
-    def predict(
-        self,
-        pictures: Any,
-        threshold: float = 0.5,
-        top_k: int = 0,
-    ) -> list[Prediction]:
+    def predict(self, pictures: Any, threshold: float = 0.5, top_k: int = 0) -> list[Prediction]:
         """Finds objects on pictures.
 
         A picture's predictions depend neither on the others nor on how many there are.
@@ -175,14 +168,7 @@ class Detector:
         with jax.default_matmul_precision("highest"):
             outputs, captured = _forward(self._outputs_model, self.params, batch, grid, capture)
         outputs, captured = jax.device_get((outputs, captured))
-        return RawOutputs(
-            outputs.pred_logits[-1],
-            outputs.pred_boxes[-1],
-            captured.get("attention"),
-            captured.get("blocks"),
-            captured.get("embed"),
-            captured.get("norm"),
-        )
+        return RawOutputs(outputs.pred_logits[-1], outputs.pred_boxes[-1], **captured)
 
     def _shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
         """Static shape for a picture: (N, bounds of rows, bounds of columns)."""
@@ -198,6 +184,7 @@ class Detector:
     ) -> Detections:
         """Runs pictures of one static shape; rows beyond theirs are padding."""
         num_patches, *bounds = shape
+        mean, std = (tuple(self.preprocess[key]) for key in ("mean", "std"))
         rows = 1 << (len(prepared) - 1).bit_length()  # few batch sizes too
         batch = Batch(
             patches=np.zeros((rows, num_patches, prepared[0][0].shape[1]), np.uint8),
@@ -209,13 +196,10 @@ class Detector:
         for row, (patches, grid) in enumerate(prepared):
             batch.patches[row, : len(patches)] = patches
             batch.grid[row] = grid
-        mean, std = (tuple(self.preprocess[key]) for key in ("mean", "std"))
         precision = "highest" if self.model.config.dtype == "float32" else "default"
+        arrays = self.params, batch, original_size
         with jax.default_matmul_precision(precision):
-            found = _detections(
-                self.model, self.params, batch, original_size, tuple(bounds), mean, std
-            )
-        return jax.device_get(found)
+            return jax.device_get(_detections(self.model, *arrays, tuple(bounds), mean, std))
 
     def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
         scores = found.scores[row]
@@ -293,8 +277,7 @@ def _as_list(pictures: Any) -> list:
 
 def _name(number: int, picture: Any) -> str:
     """What to call a picture in messages: its path, or its place among those given."""
-    is_path = isinstance(picture, str | os.PathLike)
-    return os.fspath(picture) if is_path else f"picture {number}"
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"picture {number}"
 
 
 def _to_array(picture: Any, exif: str) -> Array:

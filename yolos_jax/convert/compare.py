@@ -40,7 +40,7 @@ def ours(model: detector.Detector) -> Run:
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = model.outputs(pixels, capture=True)
         stages = {"embed": found.embed}
-        stages |= {f"block {i}": tokens for i, tokens in enumerate(found.tokens)}
+        stages |= {f"block {i}": tokens for i, tokens in enumerate(found.blocks)}
         return stages | {
             "norm": found.norm,
             "logits": found.pred_logits,

@@ -46,7 +46,9 @@ def run(converted: Converted, source: Source, pixels: np.ndarray) -> Stages:
     return forward(tensors, converted.model, images)
 
 
-def forward(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], images: np.ndarray):
+def forward(
+    tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], images: np.ndarray
+) -> Stages:
     """YOLOS in torch on tensors of the original's layout.
 
     Args:
@@ -58,58 +60,76 @@ def forward(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], images:
       As ``run``.
     """
     import torch
-    from torch.nn import functional
-
-    t = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in tensors.items()}
-    width, heads, patch = model["width"], model["heads"], model["patch_size"]
-    queries, eps = model["num_queries"], model["layer_norm_eps"]
-
-    def linear(x, name):
-        return functional.linear(x, t[f"{name}.weight"], t[f"{name}.bias"])
-
-    def norm(x, name):
-        return functional.layer_norm(x, (width,), t[f"{name}.weight"], t[f"{name}.bias"], eps)
-
-    def table(rows, grid, new_grid):
-        cls, patches, det = rows[:, :1], rows[:, 1:-queries], rows[:, -queries:]
-        patches = patches.transpose(1, 2).reshape(1, width, *grid)
-        resized = functional.interpolate(patches, new_grid, mode="bicubic", align_corners=False)
-        return torch.cat([cls, resized.flatten(2).transpose(1, 2), det], 1)
-
-    def block(x, i):
-        name = f"backbone.blocks.{i}"
-        qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
-        q, k, v = qkv.reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * (width // heads) ** -0.5).softmax(-1)
-        x = x + linear((weights @ v).transpose(1, 2).flatten(2), f"{name}.attn.proj")
-        hidden = functional.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        return x + linear(hidden, f"{name}.mlp.fc2")
-
-    def head(x, name):
-        for i in range(2):
-            x = linear(x, f"{name}.layers.{i}").relu()
-        return linear(x, f"{name}.layers.2")
 
     with torch.no_grad():
+        stages, logits, boxes = _TorchYolos(tensors, model).run(torch.from_numpy(images))
+    heads = {"logits": logits.numpy(), "boxes": boxes.numpy()}
+    return _named(stages, model["num_queries"]) | heads
+
+
+class _TorchYolos:
+    """The forward pass, tokens in the original's order: class, patches, detection."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], model: Mapping[str, Any]):
+        import torch
+
+        self.torch, self.functional = torch, torch.nn.functional
+        self.model = model
+        self.tensors = {
+            name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in tensors.items()
+        }
+
+    def run(self, images: Any) -> tuple[dict[str, Any], Any, Any]:
+        t, model = self.tensors, self.model
         projection = "backbone.patch_embed.proj"
-        x = functional.conv2d(
-            torch.from_numpy(images), t[f"{projection}.weight"], t[f"{projection}.bias"], patch
-        )
-        grid = tuple(x.shape[2:])
-        batch = len(images)
-        ends = [t["backbone.cls_token"], t["backbone.det_token"]]
-        cls, det = (tokens.expand(batch, -1, -1) for tokens in ends)
-        x = torch.cat([cls, x.flatten(2).transpose(1, 2), det], 1)
-        x = x + table(t[names.POSITION], tuple(model["position_grid"]), grid)
+        weights = t[f"{projection}.weight"], t[f"{projection}.bias"]
+        patches = self.functional.conv2d(images, *weights, stride=model["patch_size"])
+        grid = tuple(patches.shape[2:])
+        ends = t["backbone.cls_token"], t["backbone.det_token"]
+        cls, det = (tokens.expand(len(images), -1, -1) for tokens in ends)
+        x = self.torch.cat([cls, patches.flatten(2).transpose(1, 2), det], 1)
+        x = x + self.table(t[names.POSITION], tuple(model["position_grid"]), grid)
         stages = {"embed": x}
         for i in range(model["depth"]):
-            stages[f"block {i}"] = x = block(x, i)
+            stages[f"block {i}"] = x = self.block(x, f"backbone.blocks.{i}")
             if names.MID_POSITION in t and i < model["depth"] - 1:
-                x = x + table(t[names.MID_POSITION][i], tuple(model["mid_position_grid"]), grid)
-        stages["norm"] = x = norm(x, "backbone.norm")
-        tokens = x[:, -queries:]
-        logits, boxes = head(tokens, "class_embed"), head(tokens, "bbox_embed").sigmoid()
-    return _named(stages, queries) | {"logits": logits.numpy(), "boxes": boxes.numpy()}
+                mid = t[names.MID_POSITION][i], tuple(model["mid_position_grid"])
+                x = x + self.table(*mid, grid)
+        stages["norm"] = x = self.norm(x, "backbone.norm")
+        tokens = x[:, -model["num_queries"] :]
+        return stages, self.head(tokens, "class_embed"), self.head(tokens, "bbox_embed").sigmoid()
+
+    def linear(self, x: Any, name: str) -> Any:
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        return self.functional.linear(x, weight, bias)
+
+    def norm(self, x: Any, name: str) -> Any:
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        eps = self.model["layer_norm_eps"]
+        return self.functional.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def table(self, rows: Any, grid: tuple[int, int], new_grid: tuple[int, int]) -> Any:
+        queries = self.model["num_queries"]
+        patches = rows[:, 1:-queries].transpose(1, 2).reshape(1, -1, *grid)
+        patches = self.functional.interpolate(
+            patches, new_grid, mode="bicubic", align_corners=False
+        )
+        patches = patches.flatten(2).transpose(1, 2)
+        return self.torch.cat([rows[:, :1], patches, rows[:, -queries:]], 1)
+
+    def block(self, x: Any, name: str) -> Any:
+        heads, width = self.model["heads"], self.model["width"]
+        qkv = self.linear(self.norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
+        q, k, v = qkv.reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * (width // heads) ** -0.5).softmax(-1)
+        x = x + self.linear((weights @ v).transpose(1, 2).flatten(2), f"{name}.attn.proj")
+        hidden = self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
+        return x + self.linear(self.functional.gelu(hidden), f"{name}.mlp.fc2")
+
+    def head(self, x: Any, name: str) -> Any:
+        for i in range(2):
+            x = self.linear(x, f"{name}.layers.{i}").relu()
+        return self.linear(x, f"{name}.layers.2")
 
 
 def _run_transformers(source: Source, images: np.ndarray) -> Stages:
