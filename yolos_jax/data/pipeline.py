@@ -58,7 +58,7 @@ def _assemble(
     index: Index, plan: Plan, host_rows: np.ndarray, steps: range, workers: int
 ) -> Iterator[HostBatch]:
     """Lays the pictures out in batches, in the thread of the caller."""
-    patch_size = int(plan.size.flat[0] // plan.grid.flat[0])
+    patch_size = plan.patch_size
     pictures = _pictures(_columns(index, plan, host_rows, steps), patch_size, workers)
     for step in steps:
         rows = plan.rows[step][host_rows]
