@@ -129,8 +129,9 @@ class Backbone(nn.Module):
         det_init = nn.initializers.normal(config.det_token_std)
         cls = self.param("cls_token", vit.weight_init, (1, config.width), jnp.float32)
         det = self.param("det_tokens", det_init, (config.num_queries, config.width), jnp.float32)
-        # Padding may hold anything, NaN included: nothing of it may reach a gradient.
-        patches = jnp.where(placement.cell_of_valid[..., None], batch.patches, 0)
+        # What is not real may hold anything, NaN included: nothing of it may reach a gradient.
+        real = placement.cell_of_valid & batch.image_valid[:, None]
+        patches = jnp.where(real[..., None], batch.patches, 0)
         embed = _linear(config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed")
         patches = embed(patches)
         first = jnp.concatenate([cls, det])

@@ -1,0 +1,317 @@
+"""The model as two pure functions: parameters, forms of the same computation, padding, captures."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import common
+from yolos_jax.batch import Batch
+from yolos_jax.models import yolos
+from yolos_jax.models.build import Model, build_model
+
+QUERIES, CLASSES = 5, 3
+PUBLISHED = {
+    "ti": (dict(width=192, heads=3, position_grid=(50, 83), mid_position_grid=()), 6_488_736),
+    "s": (dict(width=384, heads=6), 30_684_768),
+    "s_dwr": (dict(width=330, heads=6, depth=14), 27_561_696),
+    "b": (
+        dict(width=768, heads=12, position_grid=(50, 84), mid_position_grid=(50, 84)),
+        127_798_368,
+    ),
+}
+
+
+def model_config(**changes):
+    values = dict(common.get_config().model.items())
+    values.update(patch_size=8, width=32, depth=2, heads=2, mlp_width=64, num_queries=QUERIES)
+    values.update(position_grid=(4, 5), mid_position_grid=(3, 4), dtype="float32")
+    values.update(changes)
+    return values
+
+
+def tiny(**changes) -> Model:
+    return build_model(model_config(**changes), CLASSES)
+
+
+@functools.cache
+def params_of(seed: int = 0):
+    """Larger than ``init`` draws, so that what is wrong anywhere shows in the outputs."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(tiny().init, jax.random.key(0))
+    return jax.tree.map(lambda p: rng.normal(size=p.shape, scale=0.1).astype(np.float32), shapes)
+
+
+def draw_batch(grid, num_patches, seed=0) -> Batch:
+    """Pictures whose patches depend on seed and row alone; padding is NaN."""
+    grid = np.asarray(grid, np.int32).reshape(-1, 2)
+    patches = np.full((len(grid), num_patches, 192), np.nan, np.float32)
+    for row, (rows, cols) in enumerate(grid):
+        rng = np.random.default_rng((seed, row))
+        patches[row, : rows * cols] = rng.normal(size=(rows * cols, 192))
+    return Batch(patches, grid, np.ones(len(grid), bool))
+
+
+@functools.cache
+def forward(bounds, capture=False, **changes):
+    model = tiny(**changes)
+    return jax.jit(functools.partial(model.apply, bounds=bounds, capture=capture))
+
+
+@functools.cache
+def gradient(bounds, **changes):
+    model = tiny(**changes)
+
+    def score(params, batch, row_weight):
+        outputs = model.apply(params, batch, bounds=bounds)
+        per_image = jnp.square(outputs.pred_logits).sum((0, 2, 3))
+        per_image += jnp.square(outputs.pred_boxes).sum((0, 2, 3))
+        return (per_image * row_weight).sum()
+
+    return jax.jit(jax.grad(score))
+
+
+def assert_trees_close(ours, theirs, tolerance):
+    """Largest differences relative to each array's largest value."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert error <= tolerance, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(size):
+    changes, expected = PUBLISHED[size]
+    values = {**dict(common.get_config().model.items()), **changes}
+    values["mlp_width"] = 4 * values["width"]
+    shapes = jax.eval_shape(build_model(values, 91).init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_names_and_shapes_are_those_of_checkpoints():
+    width, depth = 32, 2
+
+    def dense(inputs, outputs, *stack):
+        return {"kernel": (*stack, inputs, outputs), "bias": (*stack, outputs)}
+
+    def norm(*stack):
+        return {"scale": (*stack, width), "bias": (*stack, width)}
+
+    def head(outputs):
+        sizes = enumerate((width, width, outputs))
+        return {f"layers_{i}": dense(width, size) for i, size in sizes}
+
+    expected = {
+        "backbone": {
+            "patch_embed": dense(192, width),
+            "cls_token": (1, width),
+            "det_tokens": (QUERIES, width),
+            "position": {"cls": (1, width), "det": (QUERIES, width), "grid": (4, 5, width)},
+            "mid_position": {
+                "cls": (1, 1, width),
+                "det": (1, QUERIES, width),
+                "grid": (1, 3, 4, width),
+            },
+            "blocks": {
+                "norm1": norm(depth),
+                "norm2": norm(depth),
+                "attention": {
+                    "qkv": dense(width, 3 * width, depth),
+                    "out": dense(width, width, depth),
+                },
+                "mlp": {"fc1": dense(width, 64, depth), "fc2": dense(64, width, depth)},
+            },
+            "norm": norm(),
+        },
+        "class_head": head(CLASSES + 1),
+        "box_head": head(4),
+    }
+    for scan in (True, False):
+        params = jax.eval_shape(tiny(scan=scan).init, jax.random.key(0))
+        assert jax.tree.map(lambda leaf: leaf.shape, params) == expected
+    without = jax.eval_shape(tiny(mid_position_grid=()).init, jax.random.key(0))
+    assert "mid_position" not in without["backbone"]
+
+
+def test_parameters_are_drawn_as_the_reference_draws_them():
+    model = tiny(
+        width=96, heads=3, num_queries=100, det_token_std=1.0, mid_position_grid=(16, 16),
+        position_init="sincos",
+    )  # fmt: skip
+    params = jax.jit(model.init)(jax.random.key(0))
+    backbone, box_head = params["backbone"], params["box_head"]
+    for drawn in (
+        backbone["position"]["det"],
+        backbone["mid_position"]["grid"],
+        backbone["mid_position"]["det"],
+        backbone["blocks"]["attention"]["qkv"]["kernel"],
+        backbone["blocks"]["mlp"]["fc2"]["kernel"],
+    ):
+        assert abs(np.std(drawn) / 0.02 - 1) < 0.05 and abs(np.mean(drawn)) < 1e-3
+        assert np.abs(drawn).max() > 0.05  # not cut at two standard deviations
+    assert abs(np.std(backbone["det_tokens"]) - 1) < 0.03
+    # Every block draws its own.
+    kernels = np.asarray(backbone["blocks"]["attention"]["qkv"]["kernel"])
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+    # PyTorch's default for linear layers and convolutions: uniform within 1 / sqrt(inputs).
+    for layer, inputs in ((backbone["patch_embed"], 192), (box_head["layers_0"], 96)):
+        bound = inputs**-0.5
+        for name in ("kernel", "bias"):
+            assert 0.9 * bound < np.abs(layer[name]).max() <= bound
+        assert abs(np.std(layer["kernel"]) * 3**0.5 / bound - 1) < 0.03
+    assert not np.any(backbone["blocks"]["attention"]["qkv"]["bias"])
+    assert np.all(backbone["norm"]["scale"] == 1) and not np.any(backbone["norm"]["bias"])
+    expected = yolos.sincos_init(jax.random.key(0), (4, 5, 96))
+    np.testing.assert_array_equal(backbone["position"]["grid"], expected)
+
+
+def test_a_sine_cosine_table_by_hand():
+    # Two frequencies, 1 and 1/100; row 3, column 2.
+    expected = [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)]
+    expected += [np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
+    table = yolos.sincos_init(jax.random.key(0), (4, 5, 8))
+    np.testing.assert_allclose(table[3, 2], expected, atol=1e-6)
+
+
+def test_scanned_and_unrolled_rematerialised_or_not_are_one_computation():
+    batch = draw_batch([[4, 5], [2, 3]], 24)
+    weight = np.ones(2, np.float32)
+    with jax.default_matmul_precision("highest"):
+        ours = gradient((5, 5))(params_of(), batch, weight)
+        theirs = gradient((5, 5), scan=False, remat="none")(params_of(), batch, weight)
+    assert_trees_close(ours, theirs, 1e-5)
+
+
+def test_rematerialisation_keeps_less():
+    batch = draw_batch([[4, 5]] * 2, 24)
+
+    def kept(remat):
+        def pullback(params):
+            return jax.vjp(lambda p: tiny(remat=remat).apply(p, batch, bounds=(4, 5)), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(pullback, params_of()))
+        own = {leaf.shape for leaf in jax.tree.leaves(params_of())}
+        return sum(leaf.size for leaf in leaves if leaf.shape not in own)
+
+    none, default, full = kept("none"), kept("default"), kept("full")
+    tokens = 2 * 2 * 30 * 32  # L * B * T * D
+    assert default - full == tokens  # the attention's output, once per block
+    assert none > 3 * default
+
+
+sizes = st.tuples(st.integers(1, 7), st.integers(1, 7)).filter(lambda s: s[0] * s[1] <= 30)
+
+
+@settings(max_examples=8)
+@given(st.lists(sizes, min_size=3, max_size=3), st.integers(0, 1000))
+def test_a_prediction_depends_neither_on_neighbours_nor_on_the_bucket(grid, seed):
+    with jax.default_matmul_precision("highest"):
+        together = forward((7, 7))(params_of(), draw_batch(grid, 30, seed))
+        for row, size in enumerate(grid):
+            picture = draw_batch([size] * (row + 1), 49, seed)
+            alone = Batch(*(x[row:] for x in picture))
+            alone = forward((9, 8))(params_of(), alone)
+            logits = together.pred_logits[:, row : row + 1]
+            boxes = together.pred_boxes[:, row : row + 1]
+            np.testing.assert_allclose(logits, alone.pred_logits, atol=5e-5, rtol=0)
+            np.testing.assert_allclose(boxes, alone.pred_boxes, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ("stock", "chunked", "heads"))
+def test_backends_agree_in_a_long_sequence(backend):
+    batch = draw_batch([[20, 20], [3, 30]], 400)
+    with jax.default_matmul_precision("highest"):
+        ours = forward((30, 30), attention=backend)(params_of(), batch)
+        auto = forward((30, 30))(params_of(), batch)
+    np.testing.assert_allclose(ours.pred_logits, auto.pred_logits, atol=5e-5, rtol=0)
+    np.testing.assert_allclose(ours.pred_boxes, auto.pred_boxes, atol=5e-6, rtol=0)
+
+
+def test_what_is_not_real_leaves_no_trace():
+    batch = draw_batch([[4, 5], [1, 1]], 24)
+    weight = np.array([1, 0], np.float32)  # the loss leaves out what is not valid
+
+    def run(fill):
+        batch.patches[1] = fill
+        unreadable = Batch(batch.patches, batch.grid, np.array([True, False]))
+        outputs = forward((5, 5))(params_of(), unreadable)
+        return outputs, gradient((5, 5))(params_of(), unreadable, weight)
+
+    outputs, gradients = run(np.nan)
+    assert all(np.isfinite(leaf).all() for leaf in outputs)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+    assert_trees_close(gradients, run(1e6)[1], 0)
+
+
+def test_captures():
+    batch = draw_batch([[4, 5], [2, 3]], 24)
+    outputs, captured = forward((5, 5), capture=True)(params_of(), batch)
+    plain = forward((5, 5))(params_of(), batch)
+    np.testing.assert_allclose(outputs.pred_logits, plain.pred_logits, atol=1e-5)
+    assert {name: value.shape for name, value in captured.items()} == {
+        "embed": (2, 30, 32),
+        "blocks": (2, 2, 30, 32),
+        "norm": (2, 30, 32),
+        "attention": (2, 2, 30, 30),
+    }
+    attention_map = np.asarray(captured["attention"])
+    np.testing.assert_allclose(attention_map.sum(axis=-1), 1, atol=1e-5)
+    assert attention_map.dtype == np.float32
+    assert not attention_map[0, ..., 26:].any() and not attention_map[1, ..., 12:].any()
+    assert attention_map[1, ..., 11].all()
+    # After the last block nothing is added: the normalised tokens follow from it.
+    last = np.asarray(captured["blocks"])[-1]
+    centred = last - last.mean(axis=-1, keepdims=True)
+    normed = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+    norm = params_of()["backbone"]["norm"]
+    np.testing.assert_allclose(captured["norm"], normed * norm["scale"] + norm["bias"], atol=1e-4)
+
+
+def test_devices_share_a_batch():
+    batch = draw_batch([[4, 5], [2, 3], [5, 4], [1, 1]] * 2, 24)
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
+    shared = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    with jax.default_matmul_precision("highest"):
+        ours = forward((5, 5))(params_of(), shared)
+        alone = forward((5, 5))(params_of(), batch)
+    assert ours.pred_logits.sharding.num_devices == 8
+    np.testing.assert_allclose(ours.pred_logits, alone.pred_logits, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name="yolo"), "model.name is 'yolo'; known models: yolos"),
+        (dict(heads=5), "model.width 32 is not a multiple of model.heads 5"),
+        (dict(dtype="float16"), "model.dtype is 'float16'; expected one of"),
+        (dict(remat="all"), "model.remat is 'all'; expected one of"),
+        (dict(attention="flash"), "model.attention is 'flash'; expected one of"),
+        (dict(attention="cudnn"), "'cudnn' needs model.dtype 'bfloat16'"),
+        (dict(position_init="zeros"), "model.position_init is 'zeros'"),
+        (dict(position_init="sincos", width=30), "model.width divisible by 4, not 30"),
+        (dict(dropout=0.1), r"unknown keys \['dropout'\]"),
+    ],
+)
+def test_what_makes_no_model_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_a_missing_key_is_named_and_lists_do_for_tuples():
+    values = model_config()
+    del values["depth"]
+    with pytest.raises(ValueError, match=r"missing keys \['depth'\]"):
+        build_model(values, CLASSES)
+    lists = tiny(position_grid=[4, 5], mid_position_grid=[])
+    assert lists.config.position_grid == (4, 5) and lists.config.mid_position_grid == ()
