@@ -211,6 +211,22 @@ def test_the_command_writes_verifies_and_replaces(tmp_path, capsys):
         command.convert(arguments(path, path, "--to=yolos", "--overwrite"))
 
 
+def test_what_is_replaced_stays_until_all_is_written(tmp_path):
+    target = tmp_path / "out"
+    target.write_text("old")
+    with pytest.raises(KeyError), export.complete_or_nothing(target) as path:
+        path.write_text("half")
+        raise KeyError
+    assert target.read_text() == "old"
+    with pytest.raises(OSError), export.complete_or_nothing(target):
+        pass  # nothing was written, so there is nothing to rename
+    assert target.read_text() == "old"
+    with export.complete_or_nothing(target) as path:
+        path.write_text("new")
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_verify_fails_where_outputs_differ(tmp_path, monkeypatch):
     path = sources.save(tmp_path / "y.pth", sources.yolos(), args=sources.yolos_args())
     write = export.WRITERS["yolos_jax"]

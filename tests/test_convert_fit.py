@@ -114,6 +114,13 @@ def test_mid_tables_may_be_new_but_not_dropped():
         initial(MODEL, without)
 
 
+def test_mid_tables_of_a_start_were_never_trained_and_may_be_dropped():
+    without = MODEL | {"mid_position_grid": ()}
+    fresh = [f"backbone/mid_position/{part}" for part in ("cls", "det", "grid")]
+    changed, _, _, _ = initial(MODEL, without, fresh=fresh)
+    assert not changed
+
+
 def test_what_was_random_is_drawn_again():
     fresh = ("backbone/det_tokens", "box_head/layers_0/bias")
     changed, report, _, _ = initial(MODEL, MODEL, fresh=fresh)

@@ -111,7 +111,12 @@ def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
         yield temporary
         if target.exists():
             target.rename(replaced)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     finally:
         for path in (temporary, replaced):
             if path.is_dir():

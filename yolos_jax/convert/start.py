@@ -82,7 +82,8 @@ def initial_params(
             notes.append(f"new: {path} {_shape(new)}: the checkpoint has {_shape(old)}")
         else:
             wrong.append(f"{path} has shape {_shape(old)}, the run's model {_shape(new)}")
-    wrong += [f"not in the run's model: {path}" for path in given if path not in fresh]
+    surplus = given.keys() - fresh.keys() - never_trained
+    wrong += [f"not in the run's model: {path}" for path in sorted(surplus)]
     if wrong:
         raise ValueError(
             "the checkpoint does not fit the run's model (config.model):\n  " + "\n  ".join(wrong)
@@ -112,14 +113,19 @@ def resize_grid(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     Returns:
       float32 [..., rows, cols, D].
     """
-    rows, cols = (int(side) for side in grid)
-    table = jnp.asarray(table, jnp.float32)
-    row_weights = position.cubic_weights(table.shape[-3], jnp.asarray([rows]), rows)
-    col_weights = position.cubic_weights(table.shape[-2], jnp.asarray([cols]), cols)
-    tables = table.reshape(-1, *table.shape[-3:])
-    resized = [position.resize(one, row_weights, col_weights) for one in tables]
-    shape = (*table.shape[:-3], rows, cols, table.shape[-1])
-    return np.asarray(jnp.stack(resized)).reshape(shape)
+    grid = tuple(int(side) for side in grid)
+    table = np.asarray(table, np.float32)
+    resized = _resize(table.reshape(-1, *table.shape[-3:]), grid)
+    return np.asarray(resized).reshape(*table.shape[:-3], *grid, table.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resize(tables: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    row_weights, col_weights = (
+        position.cubic_weights(old, jnp.asarray([new]), new)
+        for old, new in zip(tables.shape[1:3], grid, strict=True)
+    )
+    return jax.vmap(lambda table: position.resize(table, row_weights, col_weights))(tables)
 
 
 def _differences(model: Model, metadata: Mapping[str, Any]) -> list[str]:
