@@ -90,12 +90,26 @@ class Run:
 
     def train_batches(self, first_step: int) -> Iterator[HostBatch]:
         """This host's batches from a step to the end of the run, epoch after epoch."""
-        epoch, offset = divmod(first_step, self.steps_per_epoch)
-        for number in range(epoch, self.config.epochs):
-            yield from self._batches(
+
+        def open_epoch(number: int, offset: int = 0):
+            if number >= self.config.epochs:
+                return None
+            return self._batches(
                 self.data.train, self.train_plan(number), self.config.microbatches, offset
             )
-            offset = 0
+
+        epoch, offset = divmod(first_step, self.steps_per_epoch)
+        opened = [open_epoch(epoch, offset)]
+        try:
+            while opened[0] is not None:
+                # The next epoch begins to read while this one trains: no pause between them.
+                epoch += 1
+                opened.append(open_epoch(epoch))
+                yield from opened[0]
+                del opened[0]
+        finally:
+            for batches in filter(None, opened):
+                batches.close()
 
     def eval_batches(self) -> Iterator[HostBatch]:
         """This host's batches of the validation split."""

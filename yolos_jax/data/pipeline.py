@@ -13,7 +13,7 @@ from absl import logging
 from yolos_jax.batch import Batch, HostBatch, Targets
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import Plan
-from yolos_jax.data.rows import Needs, Row, read_row, read_row_reference
+from yolos_jax.data.rows import Needs, Row, read_row, read_row_with_pillow
 from yolos_jax.data.tensorflow_import import tf
 
 CHUNK_BYTES = 4 << 20  # of pictures that leave the graph together, at most ...
@@ -30,11 +30,12 @@ def host_batches(
     start_step: int = 0,
     workers: int = 0,
     prefetch: int = 2,
-) -> Iterator[HostBatch]:
-    """Yields this host's part of every step of a plan, in order.
+) -> _Background:
+    """Returns an iterator over this host's part of every step of a plan, in order.
 
     A picture that cannot be read keeps its row: ``image_valid`` is False, it has no targets, and
-    ``unreadable`` says why. Close the iterator, or exhaust it, to end its threads.
+    ``unreadable`` says why. Work begins at once; ``close()`` the iterator, or exhaust it, to end
+    its threads.
 
     Args:
       index: the dataset that the plan was made of.
@@ -51,7 +52,7 @@ def host_batches(
         raise ValueError(f"start_step is {start_step}, the plan has {plan.steps} steps")
     host_rows = np.asarray(host_rows)
     steps = range(start_step, plan.steps)
-    return _in_background(_assemble(index, plan, host_rows, steps, workers), prefetch)
+    return _Background(_assemble(index, plan, host_rows, steps, workers), prefetch)
 
 
 def _assemble(
@@ -91,7 +92,7 @@ def _pictures(columns: Row, patch_size: int, workers: int) -> Iterator[np.ndarra
 
     def refused(row: int) -> np.ndarray | ValueError:
         try:
-            patches = read_row_reference(Row(*(column[row] for column in columns)), patch_size)
+            patches = read_row_with_pillow(Row(*(column[row] for column in columns)), patch_size)
         except ValueError as error:
             return error
         logging.warning("%s: TensorFlow cannot read it, Pillow does", columns.path[row])
@@ -163,10 +164,40 @@ def _targets(plan: Plan, step: int, host_rows: np.ndarray, image_valid: np.ndarr
     return Targets(labels, boxes, valid)
 
 
-def _in_background(batches: Iterator[HostBatch], prefetch: int) -> Iterator[HostBatch]:
-    """Runs an iterator in a thread of its own, at most ``prefetch`` items ahead."""
-    ready: queue.Queue = queue.Queue(prefetch)
-    unwanted = threading.Event()
+class _Background:
+    """Runs an iterator in a thread of its own, at most some items ahead; begins at once."""
+
+    def __init__(self, items: Iterator[HostBatch], ahead: int):
+        self._ready: queue.Queue = queue.Queue(ahead)
+        self._unwanted = threading.Event()
+        # The thread must not hold this object: one that is forgotten ends it.
+        self._thread = threading.Thread(
+            target=_run, args=(items, self._ready, self._unwanted), name="host_batches", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> _Background:
+        return self
+
+    def __next__(self) -> HostBatch:
+        if self._unwanted.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, HostBatch):
+            return item
+        self.close()
+        raise item
+
+    def close(self) -> None:
+        """Ends the thread; what it has ready is lost."""
+        self._unwanted.set()
+        self._thread.join()
+
+    __del__ = close
+
+
+def _run(items: Iterator[HostBatch], ready: queue.Queue, unwanted: threading.Event) -> None:
+    """Puts items, and at last what ended them, until they are unwanted."""
 
     def put(item: object) -> bool:
         while not unwanted.is_set():
@@ -177,22 +208,10 @@ def _in_background(batches: Iterator[HostBatch], prefetch: int) -> Iterator[Host
                 continue
         return False
 
-    def run() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # Whatever it is, the consumer must see it.
-            put(error)
-
-    thread = threading.Thread(target=run, name="host_batches", daemon=True)
-    thread.start()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        unwanted.set()
-        thread.join()
+        for item in items:
+            if not put(item):
+                return
+        put(StopIteration())
+    except BaseException as error:  # Whatever it is, the consumer must see it.
+        put(error)

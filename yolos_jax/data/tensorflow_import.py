@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Both are read at import. The second silences a greeting, and an error message for every picture
-# that its transposition of bytes takes another way.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Both are read at import. Pictures that cannot be read are named by the pipeline; the second
+# silences a greeting, and an error message for every transposition of bytes.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
