@@ -227,14 +227,13 @@ def test_a_prediction_depends_neither_on_neighbours_nor_on_the_bucket(grid, seed
             np.testing.assert_allclose(boxes, alone.pred_boxes, atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ("stock", "chunked", "heads"))
-def test_backends_agree_in_a_long_sequence(backend):
+def test_a_long_sequence_through_another_backend():
     batch = draw_batch([[20, 20], [3, 30]], 400)
     with jax.default_matmul_precision("highest"):
-        ours = forward((30, 30), attention=backend)(params_of(), batch)
-        auto = forward((30, 30))(params_of(), batch)
-    np.testing.assert_allclose(ours.pred_logits, auto.pred_logits, atol=5e-5, rtol=0)
-    np.testing.assert_allclose(ours.pred_boxes, auto.pred_boxes, atol=5e-6, rtol=0)
+        ours = forward((30, 30))(params_of(), batch)  # 'heads'
+        stock = forward((30, 30), attention="stock")(params_of(), batch)
+    np.testing.assert_allclose(ours.pred_logits, stock.pred_logits, atol=5e-5, rtol=0)
+    np.testing.assert_allclose(ours.pred_boxes, stock.pred_boxes, atol=5e-6, rtol=0)
 
 
 def test_what_is_not_real_leaves_no_trace():
