@@ -25,8 +25,11 @@ def get_config():
     config.model.num_queries = 0
     config.model.position_grid = (0, 0)
     config.model.mid_position_grid = (0, 0)
+    config.model.layer_norm_eps = 0.0
     config.preprocess.size = 0
     config.preprocess.max_size = 0
+    config.preprocess.mean = (0.0, 0.0, 0.0)
+    config.preprocess.std = (0.0, 0.0, 0.0)
 
     config.optimizer.schedule = "cosine"
     config.optimizer.lr = 1e-4

@@ -19,7 +19,7 @@ METADATA = {
         "mid_position_grid": [],
         "layer_norm_eps": 1e-6,
     },
-    "preprocess": {"size": 64, "max_size": 64},
+    "preprocess": {"size": 64, "max_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
 }
 
 
@@ -33,6 +33,7 @@ def test_open_keys_come_from_the_checkpoint_and_given_ones_stay():
     assert complete.model.position_grid == (8, 8)
     assert complete.model.mid_position_grid == ()
     assert (complete.preprocess.size, complete.preprocess.max_size) == (192, 64)
+    assert complete.preprocess.mean == (0.5, 0.5, 0.5)
     assert config.model.width == 0, "the caller's configuration must not change"
 
 

@@ -49,3 +49,17 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
             f"trained from nothing wants {FEW_IMAGES} or more; start from a detector"
         )
     return "\n".join(lines)
+
+
+def normalisation_notes(ours: Any, start: Any) -> list[str]:
+    """Lines about a run that normalises pictures otherwise than the checkpoint it starts from.
+
+    Args:
+      ours, start: ``preprocess`` of the run's configuration and of the checkpoint's metadata.
+    """
+    return [
+        f"note: preprocess.{key} is {tuple(ours[key])}, the start was trained with "
+        f"{tuple(start[key])}"
+        for key in ("mean", "std")
+        if tuple(ours[key]) != tuple(start[key])
+    ]

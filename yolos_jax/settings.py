@@ -20,12 +20,13 @@ FROM_CHECKPOINT = {
         "mid_position_grid",
         "layer_norm_eps",
     ),
-    "preprocess": ("size", "max_size"),
+    "preprocess": ("size", "max_size", "mean", "std"),
 }
+OPEN = (0, (0, 0), (0.0, 0.0, 0.0))
 
 
 def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDict:
-    """Returns a copy in which keys left at 0 (or (0, 0)) have the checkpoint's values.
+    """Returns a copy in which keys left at 0 (lists: at zeros) have the checkpoint's values.
 
     Args:
       config: a run's.
@@ -39,7 +40,7 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
         for key in keys:
             value = config[section][key]
             # () says "no table"; only zeros say "as in the checkpoint".
-            if value not in (0, (0, 0)):
+            if value not in OPEN:
                 continue
             if metadata is None:
                 raise ValueError(

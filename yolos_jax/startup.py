@@ -183,6 +183,8 @@ def prepare(
         rng = jax.random.key(config.seed)
         params, changes = start.initial_params(model, *initial, rng, label_map.to_json())
         say(changes)
+        for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
+            say(note)
     return run, Progress(run.train_step.init_state(jax.random.key(config.seed), params))
 
 
