@@ -11,7 +11,7 @@ from configs import common
 
 def get_config():
     config = common.get_config()
-    config.epochs = 12
+    config.epochs = 10
     config.batch_size = 64
 
     config.model.patch_size = 8
@@ -25,13 +25,14 @@ def get_config():
     config.model.position_init = "sincos"
     config.model.det_token_std = 1.0
     config.model.dtype = "float32"
+    config.model.remat = "none"
 
     config.preprocess.size = 64
     config.preprocess.max_size = 64
     config.augment.scales = (64,)
     config.augment.max_size = 64
     config.augment.crop = 0.0
-    config.buckets.multiple = 8
+    config.buckets.multiple = 1
 
     config.loss.class_loss_group = 0
     config.loss.reference_processes = 1
@@ -41,6 +42,6 @@ def get_config():
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
 
-    config.eval.every_epochs = 4
+    config.eval.every_epochs = 5
     config.eval.batch_size = 60
     return config
