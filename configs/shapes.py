@@ -25,7 +25,6 @@ def get_config():
     config.model.position_init = "sincos"
     config.model.det_token_std = 1.0
     config.model.dtype = "float32"
-    config.model.remat = "none"
 
     config.preprocess.size = 64
     config.preprocess.max_size = 64
