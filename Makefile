@@ -10,8 +10,11 @@ PY := $(VENV)/bin/python
 
 .PHONY: demo test test-all lint clean
 
+# By default glibc returns a step's memory to the system and takes it back for the next one.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+
 demo: $(VENV)/train.stamp
-	@$(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
+	@$(KEEP_MEMORY) $(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
 
 test: $(VENV)/test.stamp lint
 	$(PY) -m pytest -m "not slow"
