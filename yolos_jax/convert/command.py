@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from yolos_jax.convert import compare, export, weights
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
@@ -48,8 +50,8 @@ def verify(
     result = weights.open_checkpoint(written, Options())
     runs = compare.runner(converted, source, name), compare.runner(*result, str(written))
     found = compare.differences(*runs, pixels)
-    print(compare.table({picture[-22:] or "generated picture": found}))
-    worst = max(found["logits"], found["boxes"])
+    print(compare.table({picture or "generated picture": found}))
+    worst = np.max([found["logits"], found["boxes"]])  # NaN where one is, unlike Python's max
     if not worst <= compare.TOLERANCE:
         raise ValueError(
             f"--verify: logits or boxes differ by {worst:.3g}, more than {compare.TOLERANCE:g}; "

@@ -98,9 +98,9 @@ def generated_picture(height: int, width: int) -> np.ndarray:
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A line per stage, a column per picture."""
+    """A line per stage, a column per picture under the end of its name."""
     stages = list(next(iter(found.values())))
-    lines = [f"{'largest difference':20}" + "".join(f"{name:>24}" for name in found)]
+    lines = [f"{'largest difference':20}" + "".join(f"{name[-22:]:>24}" for name in found)]
     for stage in stages:
         lines.append(f"{stage:20}" + "".join(f"{row[stage]:24.3g}" for row in found.values()))
     return "\n".join(lines)
@@ -167,13 +167,12 @@ def compare(args: argparse.Namespace) -> bool:
         f"generated {h}x{w}": generated_picture(h, w) for h, w in _GENERATED
     }
     found = {
-        name[-22:]: differences(
-            *runs, pixels_of(picture, first.preprocess, first.model["patch_size"])
-        )
+        name: differences(*runs, pixels_of(picture, first.preprocess, first.model["patch_size"]))
         for name, picture in pictures.items()
     }
     print(table(found))
-    worst = max(max(row["logits"], row["boxes"]) for row in found.values())
+    # NaN where any is, unlike Python's max.
+    worst = np.max([[row["logits"], row["boxes"]] for row in found.values()])
     same = worst <= TOLERANCE
     print(f"logits and boxes: {worst:.3g}, {'within' if same else 'MORE THAN'} {TOLERANCE:g}")
     return same
