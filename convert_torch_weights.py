@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from yolos_jax.convert import command, compare, export
+from yolos_jax.convert import command, compare, export, read
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,8 +39,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
     try:
-        command.convert(parse())
+        command.convert(parse(argv))
     except (ValueError, OSError) as error:
         sys.exit(f"convert_torch_weights: {error}")
+    except ImportError as error:
+        sys.exit(f"convert_torch_weights: {read.missing(error)}")
+
+
+if __name__ == "__main__":
+    main()

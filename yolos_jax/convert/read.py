@@ -80,6 +80,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def missing(error: ImportError) -> str:
+    """One line on a package that is not installed or does not load, and how to get it."""
+    reason = " ".join(str(error).split())
+    return f"{reason}; what conversions need comes with: pip install 'yolos_jax[convert]'"
+
+
 def _read_folder(folder: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -115,9 +121,11 @@ def _download(name: str) -> Path:
         raise ValueError(f"{name}: no such file or folder.")
     try:
         import huggingface_hub
-
+    except ImportError as error:
+        raise ValueError(f"{name}: no such file or folder; {missing(error)}") from error
+    try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:  # offline, unknown name, missing package: all end here
+    except Exception as error:  # offline, unknown name: all end here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{name}: no such file or folder, and the Hugging Face hub does not give it: {reason}"
@@ -136,7 +144,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ValueError(f"{file}: reading it needs safetensors and torch: {error}") from error
+        raise ValueError(f"{file}: {missing(error)}") from error
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
@@ -149,7 +157,7 @@ def _read_torch(file: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"{file}: reading it needs torch: {error}") from error
+        raise ValueError(f"{file}: {missing(error)}") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch does not write
