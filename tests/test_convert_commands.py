@@ -14,6 +14,7 @@ from yolos_jax.convert import command, compare, start
 
 torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
 FLAGS = ["--num_heads=3", "--size=64"]
+START = ["--init_pe_size", "48", "64", "--mid_pe_size", "none"]
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_flags_may_stand_between_checkpoints_and_pictures(path, tmp_path, monkey
     [
         ("torch", convert_torch_weights.main, ("y.pth", "out")),
         ("torch", compare.main, ("y.pth", "y.pth")),
-        ("torch", compare.main, ("v.npz", "v.npz", "--init_pe_size", "48", "64")),
+        ("torch", compare.main, ("v.npz", "v.npz", *START)),
         ("safetensors.numpy", convert_torch_weights.main, ("y.pth", "out", "--to=hf")),
         ("huggingface_hub", convert_torch_weights.main, ("someone/something", "out")),
     ],
