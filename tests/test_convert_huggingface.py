@@ -206,7 +206,7 @@ def test_wrong_tensors_are_named_as_transformers_names_them(tmp_path):
     message = str(caught.value)
     assert "missing: vit.encoder.layer.2.attention.attention.key.bias (24,)" in message
     assert "vit.encoder.mid_position_embeddings has shape" in message
-    with pytest.raises(ValueError, match=r"--num_heads 4, but config.json says 3"):
+    with pytest.raises(ValueError, match=r"--num_heads 4, but the checkpoint has 3"):
         opened(folder, Options(num_heads=4))
 
 

@@ -38,7 +38,7 @@ def convert(source: Source, options: Options) -> Converted:
     model = _model(backbone, options, source.path)
     label_map = conversion.labels_of(options.labels) if options.labels else LabelMap.coco91()
     network = build_model(model, label_map.num_classes)
-    fresh = start.draw(network, jax.random.key(options.seed))
+    fresh = start.draw(network, jax.random.key(options.seed or 0))
     tensors = names.from_params(fresh, model)
     table, detail, action = _position_table(backbone, tensors, model, source.path)
     tensors |= backbone.tensors | {names.POSITION: table}

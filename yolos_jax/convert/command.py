@@ -25,6 +25,8 @@ def convert(args: argparse.Namespace) -> None:
     export.check_destination(args.source, args.destination, args.overwrite)
     options = compare.options_of(args)
     converted, source = weights.open_checkpoint(args.source, options)
+    if options.seed is not None and (source is None or not converted.new):
+        raise ValueError(f"{args.source}: --seed {options.seed}, but nothing of it is drawn.")
     print(converted.describe())
     print(f"{weights.count_parameters(converted.params):,} parameters")
     print(converted.label_map.describe())

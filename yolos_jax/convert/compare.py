@@ -126,7 +126,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         help="longer side of pictures at most, pixels; with --size alone 1333/800 of it",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what a start does not have")
+    parser.add_argument("--seed", type=int, help="of what a start does not have; default 0")
 
 
 def options_of(args: argparse.Namespace) -> Options:

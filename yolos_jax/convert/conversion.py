@@ -42,7 +42,7 @@ class Options:
     labels: str | None = None  # a COCO JSON whose categories the class head has
     size: int | None = None  # shorter side of pictures, pixels
     max_size: int | None = None
-    seed: int = 0  # of parameters that a start does not have
+    seed: int | None = None  # of parameters that a start does not have; None is 0
 
 
 class Row(NamedTuple):
@@ -121,6 +121,26 @@ def heads_of(width: int, options: Options) -> int:
     return heads
 
 
+def refuse_contradictions(model: Mapping[str, Any], options: Options, where: str) -> None:
+    """Raises ValueError naming each flag that says otherwise than the checkpoint itself.
+
+    Args:
+      model: the keys of ``config.model`` that the checkpoint says.
+      options: the flags.
+      where: what to call the checkpoint.
+    """
+    wrong, patch = [], model["patch_size"]
+    if options.num_heads not in (None, model["heads"]):
+        wrong.append(f"--num_heads {options.num_heads}, but the checkpoint has {model['heads']}")
+    for flag, key in (("init_pe_size", "position_grid"), ("mid_pe_size", "mid_position_grid")):
+        pixels, stored = getattr(options, flag), [side * patch for side in model[key]]
+        if pixels is not None and [side // patch * patch for side in pixels] != stored:
+            given, has = (" ".join(map(str, sides)) or "none" for sides in (pixels, stored))
+            wrong.append(f"--{flag} {given}, but the checkpoint has {has}")
+    if wrong:
+        raise ValueError(f"{where}: {'; '.join(wrong)}.")
+
+
 def target_grid(
     pixels: Sequence[int] | None, published: tuple[int, ...] | None, patch_size: int, flag: str
 ) -> tuple[int, ...]:
@@ -193,6 +213,12 @@ def preprocess_of(
         "mean": list(mean),
         "std": list(std),
     }
+
+
+def preprocess_over(stored: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What a checkpoint says of pictures, with the flags over it."""
+    kept = (stored[key] for key in ("mean", "std"))
+    return dict(stored) | preprocess_of(stored["size"], stored["max_size"], options, *kept)
 
 
 def longest_side(size: int) -> int:

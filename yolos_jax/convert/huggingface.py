@@ -141,23 +141,22 @@ def with_qkv_bias(
 def model_from_config(config: Mapping[str, Any], options: Options, where: str) -> dict[str, Any]:
     """config.json -> the keys of ``config.model``."""
     refuse_other(config, where)
-    heads = int(config["num_attention_heads"])
-    if options.num_heads not in (None, heads):
-        raise ValueError(f"{where}: --num_heads {options.num_heads}, but config.json says {heads}.")
     patch = pair(config.get("patch_size", 16))
     grid = tuple(side // patch[0] for side in pair(config["image_size"]))
     mid = config.get("use_mid_position_embeddings", True)
-    return conversion.model_config(
+    model = conversion.model_config(
         patch_size=patch[0],
         width=int(config["hidden_size"]),
         depth=int(config["num_hidden_layers"]),
-        heads=heads,
+        heads=int(config["num_attention_heads"]),
         mlp_width=int(config["intermediate_size"]),
         num_queries=int(config.get("num_detection_tokens", 100)),
         position_grid=grid,
         mid_position_grid=grid if mid else (),
         layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
     )
+    conversion.refuse_contradictions(model, options, where)
+    return model
 
 
 def refuse_other(config: Mapping[str, Any], where: str) -> None:

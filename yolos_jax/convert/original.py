@@ -29,7 +29,7 @@ def convert(source: Source, options: Options) -> Converted:
     preprocess = conversion.preprocess_of(size, conversion.longest_side(size), options)
     label_map = conversion.label_map_of(num_classes, options)
     if source.extras:  # written here: what the layout has no place for
-        preprocess |= source.extras["preprocess"] if options.size is None else {}
+        preprocess = conversion.preprocess_over(source.extras["preprocess"], options)
         if options.labels is None:
             label_map = LabelMap.from_json(source.extras["label_map"])
     return Converted(
@@ -63,8 +63,6 @@ def infer_model(source: Source, options: Options) -> tuple[dict, int]:
             patch_size,
             "mid_pe_size",
         )
-    elif options.mid_pe_size:
-        raise ValueError(f"{source.path}: --mid_pe_size is given, but there are no mid tables.")
     grid = conversion.table_grid(
         shape(names.POSITION)[-2] - 1 - queries,
         [
@@ -86,6 +84,7 @@ def infer_model(source: Source, options: Options) -> tuple[dict, int]:
         position_grid=grid,
         mid_position_grid=mid_grid,
     )
+    conversion.refuse_contradictions(model, options, source.path)
     return model, last[0] - 1
 
 

@@ -37,7 +37,7 @@ def open_checkpoint(path: str | Path, options: Options) -> tuple[Converted, Sour
         that is wrong.
     """
     if is_ours(path):
-        return from_ours(path), None
+        return from_ours(path, options), None
     source = read.read(path)
     for recognises, convert in _LAYOUTS:
         if recognises(source.tensors):
@@ -59,16 +59,24 @@ def is_ours(path: str | Path) -> bool:
     return any(child.is_dir() for child in inside) or any(steps)
 
 
-def from_ours(path: str | Path) -> Converted:
-    """Reads a checkpoint of our own."""
+def from_ours(path: str | Path, options: Options) -> Converted:
+    """Reads a checkpoint of our own; flags change its labels and the size of pictures.
+
+    Raises:
+      ValueError: flags say otherwise of the model than the checkpoint.
+    """
     params, metadata = checkpoint.load_params(path)
     model = conversion.model_config(**metadata["model"])
+    conversion.refuse_contradictions(model, options, str(path))
+    label_map = LabelMap.from_json(metadata["label_map"])
+    if options.labels is not None:
+        label_map = conversion.label_map_of(label_map.num_classes, options)
     return Converted(
         kind="YOLOS of this project",
         params=params,
         model=model,
-        label_map=LabelMap.from_json(metadata["label_map"]),
-        preprocess=dict(metadata["preprocess"]),
+        label_map=label_map,
+        preprocess=conversion.preprocess_over(metadata["preprocess"], options),
         rows=conversion.loaded_rows(names.flatten(params)),
         new=tuple(metadata.get("new", ())),
     )
