@@ -69,6 +69,7 @@ def convert(source: Source, options: Options) -> Converted:
         ),
         rows=tuple(rows),
         new=new,
+        notes=backbone.notes,
     )
 
 

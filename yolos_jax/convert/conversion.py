@@ -64,6 +64,7 @@ class Converted:
     preprocess: dict[str, Any]  # the keys of config.preprocess
     rows: tuple[Row, ...]  # every tensor of the source and every parameter that is new
     new: tuple[str, ...] = ()  # paths of the parameters that were drawn at random
+    notes: tuple[str, ...] = ()  # what had to be assumed
 
     def metadata(self, source: str) -> dict[str, Any]:
         """What travels with the parameters."""
@@ -83,14 +84,14 @@ class Converted:
         }
 
     def describe(self) -> str:
-        """One line per tensor, then a summary."""
+        """One line per tensor, then a summary and what had to be assumed."""
         width = max(len(row.name) for row in self.rows)
         lines = [f"{row.action:8}{row.name:{width}}  {row.detail}".rstrip() for row in self.rows]
         counts = {action: 0 for action in ("loaded", "resized", "new", "unused")}
         for row in self.rows:
             counts[row.action] += 1
         summary = ", ".join(f"{count} {action}" for action, count in counts.items())
-        return "\n".join([*lines, f"{self.kind}: tensors {summary}"])
+        return "\n".join([*lines, f"{self.kind}: tensors {summary}", *self.notes])
 
 
 def model_config(**values: Any) -> dict[str, Any]:

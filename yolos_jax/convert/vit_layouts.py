@@ -38,6 +38,10 @@ _IGNORED = (
     r"^vit\.(pooler\.|embeddings\.(distillation_token|mask_token)$)",
     r"^MAPHead_0/",
 )
+_ASSUMED = (
+    "ASSUMED: pictures are normalised with ImageNet's mean and std, for the checkpoint does not "
+    "say. Where it was trained otherwise (AugReg: 0.5), set config.preprocess.mean and .std."
+)
 _VIT_TABLE = "vit.embeddings.position_embeddings"
 
 
@@ -53,6 +57,7 @@ class Backbone(NamedTuple):
     prefix_tokens: int | None  # rows of the table before the patches', where it is certain
     mean: tuple[float, ...] = conversion.IMAGENET_MEAN
     std: tuple[float, ...] = conversion.IMAGENET_STD
+    notes: tuple[str, ...] = ()  # what had to be assumed
 
 
 def recognises(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -118,6 +123,9 @@ def _from_timm(source: Source) -> Backbone:
     short = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     expected = {name.removeprefix("backbone."): shape for name, shape in shapes.items()}
     names.check(short, expected, source.path)
+    # A folder of timm's hub; the file alone does not say. Older ones have these keys outermost.
+    stored = source.config.get("pretrained_cfg", source.config)
+    told = "mean" in stored and "std" in stored
     return Backbone(
         kind="a vision transformer in the layout of DeiT and timm",
         tensors=tensors,
@@ -129,6 +137,9 @@ def _from_timm(source: Source) -> Backbone:
         heads=None,
         grid=None,
         prefix_tokens=2 if "dist_token" in source.tensors else None,
+        mean=tuple(stored["mean"]) if told else conversion.IMAGENET_MEAN,
+        std=tuple(stored["std"]) if told else conversion.IMAGENET_STD,
+        notes=() if told else (_ASSUMED,),
     )
 
 
