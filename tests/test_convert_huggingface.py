@@ -130,6 +130,19 @@ def test_the_processor_of_an_export_prepares_pictures_as_we_do(tmp_path, size):
     np.testing.assert_allclose(ours[0].transpose(2, 0, 1), theirs[0], atol=1e-5)
 
 
+@pytest.mark.parametrize(("max_size", "warned"), [(224, True), (220, False)])
+def test_sizes_that_transformers_rounds_otherwise_are_warned_of(tmp_path, capsys, max_size, warned):
+    path = sources.save(tmp_path / "y.pth", sources.yolos(), args=sources.yolos_args())
+    found = opened(path, Options(num_heads=3, size=128, max_size=max_size))
+    export.write_hf(found, tmp_path / "hf", "test")
+    assert ("WARNING: max_size 224 is a multiple" in capsys.readouterr().out) == warned
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    picture = compare.generated_picture(300, 588)
+    theirs = processor(images=picture, return_tensors="np")["pixel_values"].shape[2:]
+    ours = compare.pixels_of(picture, found.preprocess, 16).shape[1:3]
+    assert (theirs != ours) == warned
+
+
 def test_preprocessor_config_is_read(tmp_path):
     folder = random_folder(tmp_path / "hf")
     found = opened(folder).preprocess
