@@ -38,8 +38,8 @@ def write_hf(converted: Converted, destination: Path, source: str) -> None:
     longest, patch = converted.preprocess["max_size"], converted.model["patch_size"]
     if longest and longest % patch == 0:
         print(
-            f"WARNING: max_size {longest} is a multiple of the patch size {patch}. The processor of "
-            "transformers rounds sizes differently: about half of the pictures that max_size binds "
+            f"WARNING: max_size {longest} is a multiple of the patch size {patch}. The processor "
+            "of transformers rounds sizes differently: about half of the pictures that it binds "
             f"come out one patch apart. --max_size {longest + patch // 2} avoids it."
         )
     tensors = names.from_params(converted.params, converted.model)
