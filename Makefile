@@ -29,7 +29,7 @@ lint: $(VENV)/test.stamp
 $(PY):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  "yolos_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/train.stamp: setup.py constraints.txt | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[train]'

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import json
 import os
@@ -66,6 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more")
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size}: expected at least 1")
+    if args.results and os.path.isdir(args.results):
+        parser.error(f"--results {args.results}: is a folder, expected a file")
     return args
 
 
@@ -123,7 +126,7 @@ def run(args: argparse.Namespace) -> dict:
     # Here, so that --help answers at once.
     import jax
 
-    from yolos_jax import checkpoint, evaluator
+    from yolos_jax import checkpoint, evaluator, settings
 
     params, metadata = checkpoint.load_params(args.checkpoint)
     config = checkpoint_config(metadata)
@@ -131,6 +134,8 @@ def run(args: argparse.Namespace) -> dict:
         override(config, setting)
     if args.batch_size is not None:
         config.eval.batch_size = args.batch_size
+    config.data.root = args.data_root
+    settings.check(config)
     split = evaluator.Split(
         root=args.data_root,
         annotations=args.annotations or f"annotations/instances_{args.split}2017.json",
@@ -153,9 +158,14 @@ def write_whole(path: str, results: list[dict]) -> None:
     """Writes JSON under its name only when it is complete."""
     partial = f"{path}.partial"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(results, file, allow_nan=False)
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(results, file, allow_nan=False)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py",
+        "etils[epath]",
         "flax>=0.12,<0.13",
         "jax>=0.10.2,<0.12",
         "ml_collections>=1.0",
@@ -23,7 +24,6 @@ setup(
     extras_require={
         # Reading and decoding pictures, COCO metrics.
         "train": [
-            "array_record; platform_system == 'Linux' or platform_system == 'Darwin'",
             "pycocotools>=2.0.7",
             "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",

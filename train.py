@@ -19,9 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from configs.common import CHANGEABLE_ON_RESUME
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, made if missing."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if missing.")
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
@@ -99,14 +97,14 @@ def main(argv: list[str]) -> None:
     del argv
     # Libraries tell their whole story at INFO; what a run has to say it prints.
     logging.set_verbosity(logging.WARNING)
-    from yolos_jax import trainer
+    from yolos_jax import launch, trainer
 
     try:
         summary = trainer.train(
             _CONFIG.value, _WORKDIR.value, changeable_on_resume=CHANGEABLE_ON_RESUME
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+        launch.fail(f"train.py: {error}")
     print(json.dumps(summary))
 
 

@@ -11,7 +11,7 @@ from configs import common
 
 def get_config():
     config = common.get_config()
-    config.epochs = 11
+    config.epochs = 10
     config.batch_size = 64
 
     config.model.patch_size = 8
@@ -43,6 +43,6 @@ def get_config():
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
 
-    config.eval.every_epochs = 6
+    config.eval.every_epochs = 5
     config.eval.batch_size = 60
     return config

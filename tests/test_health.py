@@ -35,6 +35,14 @@ def test_too_many_unreadable_pictures_stop_and_are_named(tmp_path):
             health.check(number, 8, range(8), step(images=7))
 
 
+def test_validation_has_the_same_limit(tmp_path):
+    health = make(tmp_path)
+    health.note_unreadable(["v.jpg: missing"])
+    health.check_validation(1, 10)
+    with pytest.raises(ValueError, match=r"2 of 10 validation .*max_bad_fraction=0.1:\n  v.jpg"):
+        health.check_validation(2, 10)
+
+
 def test_an_unreadable_picture_is_reported_once(tmp_path):
     health = make(tmp_path)
     health.note_unreadable(["a.jpg: truncated"])

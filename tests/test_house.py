@@ -37,6 +37,7 @@ ORDER = [
     ["train_state"],
     ["step"],
     ["checkpoint_files"],
+    ["checkpoint_read"],
     ["checkpoint"],
     ["runlog", "settings"],
     ["convert.names"],

@@ -103,6 +103,7 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(finished, pictures, tmp_p
     assert [r["step"] for r in lines(tmp_path) if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_same_run(finished, pictures, tmp_path):
     summary = train(tiny(pictures, microbatches=2), tmp_path)
     whole, _ = checkpoint.load_params(finished[0], prefer="last")
@@ -139,8 +140,27 @@ def test_other_data_may_not_resume(finished, tmp_path):
 def test_a_batch_larger_than_the_set_is_refused(pictures, tmp_path):
     with pytest.raises(ValueError, match=r"64.*48"):
         train(tiny(pictures, batch_size=64), tmp_path / "run")
+    with pytest.raises(ValueError, match="multiple of 8"):
+        train(tiny(pictures, batch_size=12), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_an_evaluation_that_was_left_is_made_up_for(pictures, tmp_path, monkeypatch):
+    config = tiny(pictures, **{"epochs": 1, "log.pictures": 0})
+    asked = iter([False] * 4)  # three steps, one batch of the evaluation; then asked to stop
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.Preemption, "requested", lambda self, now: next(asked, True))
+        assert train(config, tmp_path)["finished"] is False
+    assert checkpoint.load_params(tmp_path)[1]["ap"] is None
+    summary = train(config, tmp_path)
+    assert summary["finished"] and summary["step"] == 3
+    metadata = checkpoint.load_params(tmp_path)[1]
+    assert metadata["ap"] == summary["AP"] == metadata["evaluation"]["AP"]
+    assert train(config, tmp_path)["AP"] == summary["AP"]
+
+
+@pytest.mark.slow
 def test_finetuning_takes_what_is_open_from_its_start(finished, pictures, tmp_path):
     config = finetune.get_config()
     small = tiny(pictures)

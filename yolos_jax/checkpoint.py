@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from yolos_jax import checkpoint_files as files
+from yolos_jax.checkpoint_read import FOLDER, FORMAT, load_params, report_damage
 
-FORMAT = 1  # of the layout above and of the metadata's keys
-FOLDER = "checkpoints"  # of a run's work directory
+__all__ = ["FOLDER", "FORMAT", "Checkpoints", "load_params", "save_params"]
 
 
 class Checkpoints:
@@ -99,6 +97,23 @@ class Checkpoints:
         self._start(step, items, metadata, ap)
         return True
 
+    def note(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """Adds the evaluation of a step that was saved before it was evaluated.
+
+        Beside the step's folder: what is in it, hashes included, stays as it was written.
+
+        Args:
+          step: of a checkpoint that is kept.
+          evaluation: its metrics, ``AP`` among them.
+        """
+        self.wait()
+        ap = float(evaluation["AP"])
+        self._ap[step] = None if math.isnan(ap) else ap
+        if jax.process_index() == 0:
+            late = {"ap": self._ap[step], "evaluated": step, "evaluation": dict(evaluation)}
+            files.write_late_evaluation(self.directory / str(step), late)
+        multihost_utils.sync_global_devices("evaluation noted")
+
     def restore(self, abstract_state: Any, shardings: Any) -> tuple[Any, dict] | None:
         """Reads the newest checkpoint that is not damaged.
 
@@ -169,6 +184,8 @@ class Checkpoints:
 
     def _start(self, step: int, items: dict, metadata: Mapping, ap: float | None = None) -> None:
         self._saving = step
+        if jax.process_index() == 0:  # of a step of this number that was removed since
+            files.late_evaluation(self.directory / str(step)).unlink(missing_ok=True)
         self._ap[step] = None if ap is None or math.isnan(ap) else float(ap)
         metadata = {**metadata, "step": step, "ap": self._ap[step]}
         items = items | {"metadata": ocp.args.JsonSave(metadata)}
@@ -193,7 +210,7 @@ class Checkpoints:
                 if damage is None:
                     chosen = step
                     break
-                _report(step, damage)
+                report_damage(step, damage)
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
         if steps and chosen < 0:
             raise ValueError(
@@ -233,65 +250,5 @@ def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping
     checkpoints.close()
 
 
-def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, dict]:
-    """Reads what a detector needs; the average of the parameters where there is one.
-
-    Args:
-      path: a run's work directory, a folder of step folders, or one step folder.
-      prefer: 'best' (highest AP; the newest where none has one) or 'last', among several steps.
-        If that step is damaged it is named on stderr and the next in line is read.
-
-    Returns:
-      Nested dict of numpy arrays, and the metadata.
-
-    Raises:
-      ValueError: if there is no checkpoint, or none that is whole.
-    """
-    folder = files.absolute(path)
-    if not folder.is_dir():
-        raise ValueError(f"{path}: no such folder; expected a checkpoint")
-    if (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
-    if (folder / "metadata").is_dir() or (folder / "params").is_dir():
-        return _load_step(folder)
-    steps = files.steps(folder)
-    if not steps:
-        raise ValueError(
-            f"{path}: not a checkpoint; expected a run's work directory, a folder of checkpoints "
-            "(with step folders 0, 100, ...) or one step folder"
-        )
-    order = steps[::-1]
-    if prefer == "best":
-        best = files.best({step: files.read_ap(folder / str(step)) for step in steps}, len(steps))
-        order = best + [step for step in order if step not in best]
-    for step in order:
-        damage = files.damage(folder / str(step))
-        if damage is None:
-            return _load_step(folder / str(step), verified=True)
-        _report(step, damage)
-    raise ValueError(f"{path}: every checkpoint there is damaged (steps {steps})")
-
-
-def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
-    damage = None if verified else files.damage(folder)
-    if damage is not None:
-        raise ValueError(f"damaged checkpoint: {damage}")
-    metadata = files.read_metadata(folder)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder}: checkpoint of format {metadata.get('format')}; this program reads {FORMAT}"
-        )
-    item = folder / ("ema" if (folder / "ema").is_dir() else "params")
-    reader = ocp.PyTreeCheckpointHandler()
-    # As numpy arrays, whatever devices the run had that wrote them.
-    numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    kinds = jax.tree.map(lambda _: numpy, reader.metadata(item).tree)
-    return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=kinds)), metadata
-
-
 def _abstract(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _report(step: int, damage: str) -> None:
-    print(f"checkpoint {step} is damaged, using another: {damage}", file=sys.stderr, flush=True)

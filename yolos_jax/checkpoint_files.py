@@ -65,7 +65,33 @@ def read_metadata(folder: epath.Path) -> dict:
         raise ValueError(f"{path}: cannot read the checkpoint's metadata: {error}") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(metadata).__name__}")
-    return metadata
+    return metadata | read_late_evaluation(folder)
+
+
+def late_evaluation(folder: epath.Path) -> epath.Path:
+    """Where an evaluation stands that was made after its step was saved."""
+    return folder.parent / f"{folder.name}.evaluated.json"
+
+
+def write_late_evaluation(folder: epath.Path, metadata: Mapping[str, Any]) -> None:
+    """Writes metadata that replaces what the step folder itself says."""
+    path = late_evaluation(folder)
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps(metadata))
+    unfinished.replace(path)
+
+
+def read_late_evaluation(folder: epath.Path) -> dict:
+    """Returns the metadata that it replaces; nothing where there is none.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    path = late_evaluation(folder)
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot read the evaluation of this step: {error}") from error
 
 
 def read_ap(folder: epath.Path) -> float | None:

@@ -11,6 +11,7 @@ import argparse
 import json
 import runpy
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "shapes.py"
 
 
 def main() -> None:
+    """Runs the demo as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the training")
     parser.add_argument("--out", required=True, help="folder of the run; what is there is replaced")
@@ -30,12 +32,17 @@ def main() -> None:
     # A demo measures from nothing: a finished run in its place would only be read again.
     for part in ("data", "run"):
         shutil.rmtree(out / part, ignore_errors=True)
-    shapes.write(out / "data", seed=arguments.seed)
     config = runpy.run_path(str(CONFIG))["get_config"]()
     config.seed = arguments.seed
     config.data.root = str(out / "data")
-    summary = trainer.train(config, str(out / "run"))
+    try:
+        shapes.write(out / "data", seed=arguments.seed)
+        summary = trainer.train(config, str(out / "run"))
+    except (ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
     print(json.dumps(summary | {"seconds": round(time.monotonic() - started, 1)}))
+    if not summary["finished"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

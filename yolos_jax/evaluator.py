@@ -72,7 +72,7 @@ def evaluate_checkpoint(
     plan, batches = plan_batches(index, config, mesh, batch_size, padding)
     say(plan.describe())
 
-    model = build.build_model(config.model, trained.num_classes)
+    model = build.build_model(config.model, trained.num_classes, mesh)
     params = jax.tree.map(mesh_lib.put_whole, params, mesh_lib.shardings(params, mesh))
     if padding:
         predict_step = reference_padding.make_predict_step(model, mesh)
@@ -86,7 +86,7 @@ def evaluate_checkpoint(
         plan,
         watched(batches, plan.steps, len(index), config.data.max_bad_fraction),
         mesh,
-        ground_truth(read_coco(index.annotations)),
+        ground_truth(read_coco(index.annotations), index),
         category_ids=category_ids,
     )
     summary = summarise(found, len(index), time.monotonic() - started) | {"step": metadata["step"]}

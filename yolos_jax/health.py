@@ -44,6 +44,15 @@ class Health:
                 file.writelines(message + "\n" for message in new)
         return new
 
+    def check_validation(self, unreadable: int, images: int) -> None:
+        """Raises ValueError when too many pictures of the validation split could not be read."""
+        if unreadable > self.max_bad_fraction * images:
+            raise ValueError(
+                f"{unreadable} of {images} validation pictures could not be read, more than "
+                f"data.max_bad_fraction={self.max_bad_fraction}:\n  "
+                + "\n  ".join(self.messages[-unreadable:][:SHOWN] or ["(none on this host)"])
+            )
+
     def check(
         self, step: int, batch_size: int, image_ids: Sequence[int], metrics: Mapping[str, float]
     ) -> None:

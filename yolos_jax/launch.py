@@ -39,6 +39,14 @@ def _report_and_exit(
     os._exit(1)
 
 
+def fail(message: str) -> None:
+    """Ends the program with a message; one of several processes does not wait for the others."""
+    print(message, file=sys.stderr, flush=True)
+    if sys.excepthook is _report_and_exit:
+        os._exit(1)
+    sys.exit(1)
+
+
 class Preemption:
     """Turns a request to stop into a question that a loop can ask: ``with Preemption() as asked``.
 
@@ -81,4 +89,4 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._signal = number
-        signal.signal(number, self._previous.pop(number))
+        self.__exit__()

@@ -112,7 +112,7 @@ def partition(params: Tree, freeze: Sequence[str]) -> tuple[Tree, Tree]:
     for pattern in freeze:
         try:
             matches = [path for path in known if re.fullmatch(pattern, path)]
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(
                 f"optimizer.freeze: {pattern!r} is no regular expression: {error}"
             ) from error

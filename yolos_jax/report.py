@@ -43,6 +43,12 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
         f"{len(data.eval_plan.buckets)} to evaluate:",
         *(f"  {line}" for line in first_plan.describe().splitlines()),
     ]
+    least, most = min(config.augment.scales), max(config.augment.scales)
+    if not least <= config.preprocess.size <= most:
+        lines.append(
+            f"note: trained on shorter sides of {least}..{most} pixels (augment.scales), evaluated "
+            f"at {config.preprocess.size} (preprocess.size)"
+        )
     if len(data.train) < FEW_IMAGES and not config.init:
         lines.append(
             f"note: {len(data.train)} training pictures and no --config.init: set prediction "

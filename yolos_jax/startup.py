@@ -31,6 +31,7 @@ class Progress:
     step: int = 0  # optimiser steps done
     saved: int = -1  # step of the newest checkpoint
     evaluated: int = -1  # step of the last evaluation
+    noted: int = -1  # step of the last evaluation that its checkpoint knows of
     evaluation: dict = dataclasses.field(default_factory=dict)  # its metrics
 
 
@@ -58,7 +59,7 @@ class Run:
     predict_step: Callable
     schedule: Callable[[int], float]
     steps_per_epoch: int
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None  # None until nothing is left that could refuse the run
     metadata: dict  # what every checkpoint of this run says about itself
 
     @property
@@ -136,8 +137,9 @@ def prepare(
     """
     launch.initialise(config.mesh.distributed)
     folder = Path(workdir).expanduser().resolve()
-    # A run that is refused leaves no folder behind: it is made when everything else fits.
-    begun = open_checkpoints(config, folder).metadata() if folder.exists() else None
+    begun = None
+    if (folder / "checkpoints").exists():
+        begun = open_checkpoints(config, folder).metadata()
     initial = load_params(config.init) if config.init and begun is None else None
     config = settings.complete(config, begun or (initial and initial[1]))
     settings.check(config)
@@ -146,7 +148,26 @@ def prepare(
             begun["config"], json.loads(config.to_json()), changeable_on_resume, folder
         )
 
+    run = build(config, folder)
+    rng = jax.random.key(config.seed)
+    params = None
+    if initial is not None:
+        model = run.train_step.model
+        params, changes = start.initial_params(model, *initial, rng, run.metadata["label_map"])
+        say(changes)
+        for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
+            say(note)
+    # Only now: a run that is refused leaves no folder behind.
+    run = dataclasses.replace(run, checkpoints=open_checkpoints(config, folder))
+    if begun is not None:
+        return run, resume(run, begun)
+    return run, Progress(run.train_step.init_state(rng, params))
+
+
+def build(config: ConfigDict, folder: Path) -> Run:
+    """Puts a run together, checkpoints apart, and prints what it is."""
     device_mesh = mesh.make_mesh(config.mesh.fsdp)
+    mesh.host_rows(device_mesh, config.batch_size, config.microbatches)  # refuses what it must
     data = load_data(config, device_mesh)
     label_map = data.train.label_map
     model = build_model(config.model, label_map.num_classes, device_mesh)
@@ -169,23 +190,14 @@ def prepare(
             epochs=config.epochs,
         ),
         steps_per_epoch=steps_per_epoch,
-        checkpoints=open_checkpoints(config, folder),
+        checkpoints=None,
         metadata={},
     )
     first_plan = run.train_plan(0)
     run.metadata.update(describe_checkpoint(config, label_map, first_plan))
     groups = optimizer.describe_groups(trainable, frozen, config.optimizer.weight_decay)
     say(report.describe_run(run, first_plan, groups))
-    if begun is not None:
-        return run, resume(run, begun)
-    params = None
-    if initial is not None:
-        rng = jax.random.key(config.seed)
-        params, changes = start.initial_params(model, *initial, rng, label_map.to_json())
-        say(changes)
-        for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
-            say(note)
-    return run, Progress(run.train_step.init_state(jax.random.key(config.seed), params))
+    return run
 
 
 def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:
@@ -266,7 +278,8 @@ def resume(run: Run, begun: Mapping[str, Any]) -> Progress:
     )
     done = int(metadata["step"])
     say(f"resumed at step {done} of {run.total_steps} from {run.checkpoints.directory}")
-    return Progress(state, done, done, metadata["evaluated"], metadata["evaluation"])
+    evaluated = metadata["evaluated"]
+    return Progress(state, done, done, evaluated, evaluated, metadata["evaluation"])
 
 
 def say(text: str) -> None:

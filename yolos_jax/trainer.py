@@ -45,7 +45,11 @@ def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, 
         every=run.config.log.every_steps,
     )
     with launch.Preemption() as preemption, log:
-        return Trainer(run, progress, preemption, log).fit()
+        try:
+            return Trainer(run, progress, preemption, log).fit()
+        finally:
+            # Whatever ended the run: a checkpoint that is being written is worth the wait.
+            run.checkpoints.wait()
 
 
 class Trainer:
@@ -152,6 +156,7 @@ class Trainer:
             return False
         for message in self.health.note_unreadable(result.messages):
             self.log.say(f"not read: {message}")
+        self.health.check_validation(len(result.unreadable), len(run.data.val))
         progress.evaluated = progress.step
         progress.evaluation = result.metrics
         self.results = result.results
@@ -169,10 +174,14 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of this step in the background, unless there is one."""
         run, progress = self.run, self.progress
+        evaluated = progress.evaluated == progress.step
         if progress.saved == progress.step:
+            # A run that was stopped while evaluating saved first, and evaluates when it goes on.
+            if evaluated and progress.noted < progress.step:
+                run.checkpoints.note(progress.step, progress.evaluation)
+                progress.noted = progress.step
             return
         self.read_metrics()
-        evaluated = progress.evaluated == progress.step
         metadata = run.metadata | {
             "epoch": progress.step / run.steps_per_epoch,
             "evaluated": progress.evaluated,
@@ -185,6 +194,7 @@ class Trainer:
             ap=progress.evaluation["AP"] if evaluated else None,
         )
         progress.saved = progress.step
+        progress.noted = progress.step if evaluated else progress.noted
 
     def stop(self) -> dict:
         """Saves and leaves; the same command goes on from here."""

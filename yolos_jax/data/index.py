@@ -112,19 +112,14 @@ def load_coco(
       ValueError: no such file or folder, not a COCO file, labels that make no sense, no image left,
         and with on_error='raise' any error entry. One message with file, ids and values.
     """
-    for name, value, known in (
-        ("data.on_error", on_error, ("raise", "skip")),
-        ("data.exif", exif, ("ignore", "apply")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}, expected one of {known}")
+    _check_choice("data.on_error", on_error, ("raise", "skip"))
+    _check_choice("data.exif", exif, ("ignore", "apply"))
     path, coco = _open(root, annotations, images_dir)
     try:
         label_map = LabelMap.build(labels, coco["categories"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    problems = Problems(path)
-    images = clean.clean_images(coco["images"], problems)
+    images = clean.clean_images(coco["images"], problems := Problems(path))
     orientation = np.ones(len(images.ids), np.uint8)
     if exif == "apply":
         images, orientation = _turned(images, os.fspath(root), images_dir)
@@ -147,6 +142,11 @@ def load_coco(
     if not len(index):
         raise ValueError(f"{path}: no image is left of {len(coco['images'])}\n{problems}")
     return index
+
+
+def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{key} is {value!r}, expected one of {known}")
 
 
 def _open(root: str | os.PathLike, annotations: str, images_dir: str) -> tuple[str, dict]:

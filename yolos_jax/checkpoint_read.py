@@ -1,0 +1,77 @@
+"""Reads from a checkpoint what a detector needs, whatever wrote it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from yolos_jax import checkpoint_files as files
+
+FORMAT = 1  # of the layout above and of the metadata's keys
+FOLDER = "checkpoints"  # of a run's work directory
+
+
+def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, dict]:
+    """Reads what a detector needs; the average of the parameters where there is one.
+
+    Args:
+      path: a run's work directory, a folder of step folders, or one step folder.
+      prefer: 'best' (highest AP; the newest where none has one) or 'last', among several steps.
+        If that step is damaged it is named on stderr and the next in line is read.
+
+    Returns:
+      Nested dict of numpy arrays, and the metadata.
+
+    Raises:
+      ValueError: if there is no checkpoint, or none that is whole.
+    """
+    folder = files.absolute(path)
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no such folder; expected a checkpoint")
+    if (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    if (folder / "metadata").is_dir() or (folder / "params").is_dir():
+        return _load_step(folder)
+    steps = files.steps(folder)
+    if not steps:
+        raise ValueError(
+            f"{path}: not a checkpoint; expected a run's work directory, a folder of checkpoints "
+            "(with step folders 0, 100, ...) or one step folder"
+        )
+    order = steps[::-1]
+    if prefer == "best":
+        best = files.best({step: files.read_ap(folder / str(step)) for step in steps}, len(steps))
+        order = best + [step for step in order if step not in best]
+    for step in order:
+        damage = files.damage(folder / str(step))
+        if damage is None:
+            return _load_step(folder / str(step), verified=True)
+        report_damage(step, damage)
+    raise ValueError(f"{path}: every checkpoint there is damaged (steps {steps})")
+
+
+def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
+    damage = None if verified else files.damage(folder)
+    if damage is not None:
+        raise ValueError(f"damaged checkpoint: {damage}")
+    metadata = files.read_metadata(folder)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: checkpoint of format {metadata.get('format')}; this program reads {FORMAT}"
+        )
+    item = folder / ("ema" if (folder / "ema").is_dir() else "params")
+    reader = ocp.PyTreeCheckpointHandler()
+    # As numpy arrays, whatever devices the run had that wrote them.
+    numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    kinds = jax.tree.map(lambda _: numpy, reader.metadata(item).tree)
+    return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=kinds)), metadata
+
+
+def report_damage(step: int, damage: str) -> None:
+    """Says which step is not used, and why."""
+    print(f"checkpoint {step} is damaged, using another: {damage}", file=sys.stderr, flush=True)
