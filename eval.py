@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> dict:
         subset=args.subset,
     )
     if jax.process_index() == 0:
-        print(f"{args.checkpoint}: step {metadata['step']}, from {metadata['source']}")
+        print(f"{args.checkpoint}: step {metadata['step']}, {metadata['source']}")
     found, summary = evaluator.evaluate_checkpoint(
         params, metadata, config, split, padding=args.reference_padding
     )
