@@ -202,7 +202,7 @@ def test_the_command_writes_verifies_and_replaces(tmp_path, capsys):
     with pytest.raises(ValueError, match="--overwrite"):
         command.convert(arguments(path, out, "--num_heads=3"))
     command.convert(arguments(path, out, "--num_heads=6", "--overwrite"))
-    assert converted(out).model["heads"] == 6
+    assert converted(out, Options()).model["heads"] == 6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "y.pth"]
     (out / "thesis.tex").touch()
     with pytest.raises(ValueError, match="something else"):
