@@ -12,7 +12,7 @@ from configs import common
 def get_config():
     config = common.get_config()
     config.epochs = 10
-    config.batch_size = 64
+    config.batch_size = 32
 
     config.model.patch_size = 8
     config.model.width = 96
@@ -38,8 +38,8 @@ def get_config():
     config.loss.class_loss_group = 0
     config.loss.reference_processes = 1
     config.optimizer.schedule = "cosine"
-    config.optimizer.lr = 2e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.lr = 1.5e-3
+    config.optimizer.warmup_steps = 200
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
 

@@ -77,6 +77,7 @@ def assert_trees_close(ours, theirs, tolerance):
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_rematerialised_or_not_are_one_computation():
     batch = draw_batch([[4, 5], [2, 3]], 24)
     weight = np.ones(2, np.float32)

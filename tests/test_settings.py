@@ -51,11 +51,11 @@ def test_no_mid_tables_stays_no_mid_tables():
     ("key", "value", "message"),
     [
         ("epochs", 0, "epochs=0"),
-        ("microbatches", 3, "batch_size=64: expected a multiple of microbatches=3"),
+        ("microbatches", 3, "batch_size=32: expected a multiple of microbatches=3"),
         ("data.root", "", "data.root=''"),
         ("data.on_error", "ignore", "one of"),
         ("data.max_bad_fraction", 2.0, "0 to 1"),
-        ("loss.class_loss_group", 48, "divisor of the 64 images"),
+        ("loss.class_loss_group", 48, "divisor of the 32 images"),
         ("matcher.where", "gpu", "'host' or 'device'"),
         ("optimizer.lr", 0.0, "more than 0"),
         ("optimizer.ema_decay", 1.0, "less than 1"),

@@ -110,13 +110,13 @@ def test_microbatches_give_the_same_run(finished, pictures, tmp_path):
     parts, _ = checkpoint.load_params(tmp_path, prefer="last")
     assert summary["step"] == 6
     difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole, parts)
-    assert max(jax.tree.leaves(difference)) < 1e-3, "lr x steps is 1.2e-2"
+    assert max(jax.tree.leaves(difference)) < 1e-3, "lr x steps is 9e-3"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimizer.lr": 1e-3}, r"optimizer\.lr.*0\.002.*0\.001"),
+        ({"optimizer.lr": 1e-3}, r"optimizer\.lr.*0\.0015.*0\.001"),
         ({"seed": 1}, r"seed.*0.*1"),
         ({"model.depth": 3}, r"model\.depth.*2.*3"),
     ],
@@ -176,6 +176,7 @@ def test_finetuning_takes_what_is_open_from_its_start(finished, pictures, tmp_pa
     assert params["backbone"]["det_tokens"].shape == (4, 32)
 
 
+@pytest.mark.slow
 def test_unreadable_pictures_cost_their_rows_and_are_named(pictures, tmp_path):
     root = tmp_path / "data"
     shapes.write(root, seed=3, train=48, val=10, size=32)
