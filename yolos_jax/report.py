@@ -9,8 +9,8 @@ import jax
 from yolos_jax import mesh
 from yolos_jax.data.plan import Plan
 
-# The demo's eight thousand easy pictures are just enough; of photographs, the authors of DETR want
-# more than ten thousand (facebookresearch/detr, issues 9 and 125).
+# The demo's eight thousand easy pictures are just enough; of photographs, maintainers of such
+# detectors advise more than ten thousand.
 FEW_IMAGES = 8000
 
 
