@@ -151,6 +151,10 @@ def _mesh() -> ConfigDict:
     mesh = ConfigDict()
     mesh.fsdp = 1  # devices that share one copy of the parameters
     mesh.distributed = ""  # '': one process; 'auto': one of several (TPU pod, SLURM, ...)
+    mesh.coordinator = ""  # host:port where the processes meet; '': as mesh.distributed says
+    mesh.num_processes = 1  # with a coordinator: how many processes there are
+    mesh.process_id = 0  # with a coordinator: which one this is
+    mesh.wait_seconds = 300  # for the other processes at the start
     return mesh
 
 
@@ -196,6 +200,10 @@ CHANGEABLE_ON_RESUME = (
     "optimizer.max_skipped",
     "mesh.fsdp",
     "mesh.distributed",
+    "mesh.coordinator",
+    "mesh.num_processes",
+    "mesh.process_id",
+    "mesh.wait_seconds",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "checkpoint.keep_best",

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from tests.processes import Processes, free_address
 from yolos_jax import evaluation, mesh
 from yolos_jax.batch import Batch, Detections, HostBatch, Targets
 from yolos_jax.data.index import ground_truth, load_coco, read_coco
@@ -215,27 +209,11 @@ with open(out, "w") as file:
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(seven, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     outs = [tmp_path / f"{i}.json" for i in range(2)]
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, str(i), seven.root, str(outs[i])],
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | flags,
-            start_new_session=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        deadline = time.monotonic() + 180
-        assert [w.wait(deadline - time.monotonic()) for w in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
+    commands = [["-c", WORKER, address, str(i), seven.root, str(outs[i])] for i in range(2)]
+    with Processes(commands, tmp_path / "printed", devices=2) as group:
+        assert group.wait(180) == [0, 0], group.printed()
     first, second = (json.loads(out.read_text()) for out in outs)
     assert first[:3] == second[:3]  # every process knows everything ...
     gone = int(seven.image_ids[2])

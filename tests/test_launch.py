@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from configs import common
 from yolos_jax import launch
 
 
@@ -49,7 +50,9 @@ def test_several_processes_agree_by_counting_questions(monkeypatch):
 
 def test_a_process_on_its_own_does_nothing_at_start():
     hook = sys.excepthook
-    launch.initialise()
+    mesh = common.get_config().mesh
+    launch.initialise(mesh)
     assert sys.excepthook is hook
+    mesh.distributed = "maybe"
     with pytest.raises(ValueError, match="distributed is 'maybe'; expected '' or 'auto'"):
-        launch.initialise("maybe")
+        launch.initialise(mesh)

@@ -11,23 +11,36 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 
-def initialise(distributed: str = "") -> None:
+def initialise(config: ConfigDict) -> None:
     """Joins the processes of a run; call it before anything else touches jax.
 
     Args:
-      distributed: '' for a process on its own; 'auto' for one of several, whose cluster jax
-        recognises (TPU pods, SLURM, Open MPI, Kubernetes).
+      config: ``config.mesh``. With a ``coordinator`` this is process ``process_id`` of
+        ``num_processes`` that meet there; else with ``distributed`` 'auto' it joins the cluster
+        that jax recognises; else ('') it is on its own.
 
     Raises:
-      ValueError: any other value.
+      ValueError: values that make no start.
     """
-    if distributed not in ("", "auto"):
-        raise ValueError(f"distributed is {distributed!r}; expected '' or 'auto'")
-    if distributed == "auto":
+    if config.distributed not in ("", "auto"):
+        raise ValueError(f"mesh.distributed is {config.distributed!r}; expected '' or 'auto'")
+    if not (config.coordinator or config.distributed):
+        return
+    # Between processes the CPU needs to be told how to talk; accelerators do not look at it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if config.coordinator:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=config.wait_seconds,
+        )
+    else:
         jax.distributed.initialize()
-        sys.excepthook = _report_and_exit
+    sys.excepthook = _report_and_exit
 
 
 def _report_and_exit(

@@ -135,7 +135,7 @@ def prepare(
     Raises:
       ValueError: anything about configuration, data, start or work directory that does not fit.
     """
-    launch.initialise(config.mesh.distributed)
+    launch.initialise(config.mesh)
     folder = Path(workdir).expanduser().resolve()
     begun = None
     if (folder / "checkpoints").exists():
