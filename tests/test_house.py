@@ -58,7 +58,7 @@ ORDER = [
     ["reference_padding"],
     ["evaluator"],
     ["visualize"],
-    ["report"],
+    ["report", "datasets"],
     ["startup"],
     ["trainer"],
     ["predict", "demo"],

@@ -11,14 +11,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from yolos_jax import launch, mesh, optimizer, report, runlog, schedules, settings, step
-from yolos_jax.batch import Bucket, HostBatch
+from yolos_jax import datasets, launch, mesh, optimizer, report, runlog, schedules, settings, step
+from yolos_jax.batch import HostBatch
 from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
 from yolos_jax.convert import start
-from yolos_jax.data import index as index_lib
 from yolos_jax.data import pipeline
 from yolos_jax.data import plan as plan_lib
-from yolos_jax.evaluation import round_up_batch
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 
@@ -36,24 +34,12 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """The two splits, and the static shapes that they are read in."""
-
-    train: index_lib.Index
-    val: index_lib.Index
-    ground_truth: dict  # of val, for pycocotools
-    recipe: plan_lib.Recipe
-    buckets: tuple[Bucket, ...]
-    eval_plan: plan_lib.Plan
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """What stays the same from the first step to the last."""
 
     config: ConfigDict
     workdir: Path
-    data: Data
+    data: datasets.Data
     mesh: jax.sharding.Mesh
     train_step: step.TrainStep
     predict_step: Callable
@@ -168,7 +154,7 @@ def build(config: ConfigDict, folder: Path) -> Run:
     """Puts a run together, checkpoints apart, and prints what it is."""
     device_mesh = mesh.make_mesh(config.mesh.fsdp)
     mesh.host_rows(device_mesh, config.batch_size, config.microbatches)  # refuses what it must
-    data = load_data(config, device_mesh)
+    data = datasets.load_data(config, device_mesh)
     label_map = data.train.label_map
     model = build_model(config.model, label_map.num_classes, device_mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(config.seed))
@@ -204,46 +190,6 @@ def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:
     """The checkpoints of a run's folder, which is made where it is missing."""
     kept = (config.checkpoint.keep_last, config.checkpoint.keep_best)
     return Checkpoints(folder / "checkpoints", *kept)
-
-
-def load_data(config: ConfigDict, device_mesh: jax.sharding.Mesh) -> Data:
-    """Reads the annotations of both splits and chooses the shapes of their batches."""
-    options = {"labels": config.data.labels, "on_error": config.data.on_error}
-    options["exif"] = config.data.exif
-    train = index_lib.load_coco(
-        config.data.root,
-        config.data.train_annotations,
-        config.data.train_images,
-        keep_empty=config.data.keep_empty,
-        **options,
-    )
-    val = index_lib.load_coco(
-        config.data.root, config.data.val_annotations, config.data.val_images, **options
-    )
-    if train.label_map != val.label_map:
-        raise ValueError(
-            "the categories of the two splits differ:\n"
-            f"{train.annotations}: {train.label_map.to_json()}\n"
-            f"{val.annotations}: {val.label_map.to_json()}"
-        )
-    train = train.subset(config.data.train_subset) if config.data.train_subset else train
-    val = val.subset(config.data.val_subset) if config.data.val_subset else val
-    recipe = plan_lib.Recipe.from_config(config)
-    eval_recipe = plan_lib.EvalRecipe.from_config(config)
-    shape = (config.buckets.count, config.buckets.multiple, 1 + config.model.num_queries)
-    return Data(
-        train=train,
-        val=val,
-        ground_truth=index_lib.ground_truth(index_lib.read_coco(val.annotations), val),
-        recipe=recipe,
-        buckets=plan_lib.choose_buckets(train, recipe, *shape),
-        eval_plan=plan_lib.make_eval_plan(
-            val,
-            eval_recipe,
-            plan_lib.choose_buckets(val, eval_recipe, *shape),
-            batch_size=round_up_batch(config.eval.batch_size, device_mesh),
-        ),
-    )
 
 
 def describe_checkpoint(config: ConfigDict, label_map: LabelMap, first_plan: plan_lib.Plan) -> dict:
