@@ -6,7 +6,10 @@
 PYTHON ?= python3
 VENV := .venv
 SEED ?= 0
+# Test files that run side by side.
+JOBS ?= 2
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
@@ -17,10 +20,10 @@ demo: $(VENV)/train.stamp
 	@$(KEEP_MEMORY) $(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
 
 test: $(VENV)/test.stamp lint
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/test.stamp lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST)
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .

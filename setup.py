@@ -36,6 +36,7 @@ setup(
             "huggingface_hub",
             "hypothesis",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "safetensors",
             "torch==2.13.0",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -40,6 +41,9 @@ def main() -> None:
         summary = trainer.train(config, str(out / "run"))
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
+    # As a person would type them here.
+    summary |= {name: os.path.relpath(summary[name]) for name in ("checkpoint", "metrics")}
+    summary["pictures"] = [os.path.relpath(path) for path in summary["pictures"]]
     print(json.dumps(summary | {"seconds": round(time.monotonic() - started, 1)}))
     if not summary["finished"]:
         sys.exit(1)

@@ -26,6 +26,8 @@ NAMED = 6  # boxes that the line of a picture names
 
 
 class Picture(NamedTuple):
+    """A picture to look at."""
+
     path: Path
     target: Path  # where the annotated picture goes
 
