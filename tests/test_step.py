@@ -15,6 +15,7 @@ from tests.tiny import (
     CLASSES,
     LR,
     QUERIES,
+    TARGETS,
     WIDE,
     host_copy,
     losses_of,
@@ -95,11 +96,12 @@ def whole_loss(params, host, config):
 def test_gradients_are_those_of_the_whole_loss_and_parameters_do_not_travel(accumulating):
     train_step, mesh = accumulating
     host = BATCHES[1]
-    state, gradients, loss = start(train_step), train_step._jitted["zeros"](), 0.0
+    programs = train_step.compile(step.StepShape(host.bucket, 8, TARGETS, 4))
+    state, gradients, loss = start(train_step), programs["zeros"](), 0.0
     for part in parts_of(host, mesh, 4):
-        forward = train_step.forward(state, part, host.bucket)
+        forward = programs["forward"](state.params, state.step, part)
         matched_query = train_step.match(forward, part.targets)
-        gradients, metrics = train_step._jitted["accumulate"](
+        gradients, metrics = programs["accumulate"](
             gradients, state.params, part, forward, matched_query
         )
         loss += float(metrics["loss"])
@@ -107,7 +109,7 @@ def test_gradients_are_those_of_the_whole_loss_and_parameters_do_not_travel(accu
             for leaf in jax.tree.leaves(state.params):
                 assert residual.shape != leaf.shape or not np.array_equal(residual, leaf)
         residual_bytes = sum(leaf.nbytes for leaf in forward.residuals)
-        assert train_step.residual_bytes == {host.bucket: residual_bytes}
+        assert train_step.residual_bytes() == {host.bucket: residual_bytes}
 
     arrays = jax.tree.map(jnp.asarray, host._replace(bucket=None, unreadable=None))
     value_and_grad = jax.value_and_grad(functools.partial(whole_loss, config=train_step.config))
@@ -123,15 +125,9 @@ def test_two_programs_per_bucket_and_no_callbacks(single, reference):
     train_step, mesh = single
     run(train_step, mesh, batches=[make_batch(9)])
     assert train_step.programs() == {"forward": 1, "update": 1}
-    state, (part,) = start(train_step), parts_of(BATCHES[0], mesh)
-    forward = train_step.forward(state, part, BUCKET)
-    matched_query = train_step.match(forward, part.targets)
-    jitted = train_step._jitted
-    for lowered in (
-        jitted["forward"].lower(state.params, state.step, part, (BUCKET.rows, BUCKET.cols)),
-        jitted["update"].lower(state, part, forward, matched_query, np.float32(LR)),
-    ):
-        assert "callback" not in lowered.as_text()
+    programs = train_step.compile(step.StepShape(BUCKET, 8, TARGETS))
+    for program in programs.values():
+        assert "callback" not in program.compiled.as_text()
     assert train_step.programs() == {"forward": 1, "update": 1}
 
 
@@ -172,7 +168,7 @@ def test_a_second_bucket_costs_two_programs(single):
     _, history = run(train_step, mesh, batches=batches)
     assert np.isfinite(losses_of(history)).all()
     assert train_step.programs() == {"forward": 2, "update": 2}
-    assert set(train_step.residual_bytes) == {BUCKET, WIDE}
+    assert set(train_step.residual_bytes()) == {BUCKET, WIDE}
 
 
 def test_matching_on_the_device_freezing_and_averaging(reference):
@@ -246,7 +242,7 @@ def test_predictions_come_in_pixels_and_rows_keep_their_places(single):
     mesh = mesh_of(8)
     config = make_config()
     model = build_model(config.model, CLASSES, mesh)
-    predict = step.make_predict_step(model, mesh, config.preprocess)
+    predict = step.PredictStep(model, mesh, config.preprocess)
     host = make_batch(3)
     params = host_copy(start(single[0]).params)
     params = jax.tree.map(lambda leaf: mesh_lib.put_whole(leaf, mesh_lib.replicated(mesh)), params)
@@ -257,7 +253,7 @@ def test_predictions_come_in_pixels_and_rows_keep_their_places(single):
     again = mesh_lib.gather_rows(predict(params, batch, size, BUCKET))
     np.testing.assert_allclose(again.scores[::-1], found.scores, atol=1e-6)
     np.testing.assert_allclose(again.boxes_xyxy_px[::-1], 2 * found.boxes_xyxy_px, atol=1e-4)
-    assert found.scores.shape == (8, QUERIES) and predict._cache_size() == 1
+    assert found.scores.shape == (8, QUERIES) and predict.programs() == {"predict": 1}
 
 
 def test_unknown_matcher_is_refused():

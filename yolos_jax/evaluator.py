@@ -77,7 +77,7 @@ def evaluate_checkpoint(
     if padding:
         predict_step = reference_padding.make_predict_step(model, mesh)
     else:
-        predict_step = step.make_predict_step(model, mesh, config.preprocess)
+        predict_step = step.PredictStep(model, mesh, config.preprocess)
     started = time.monotonic()
     found = evaluation.evaluate(
         predict_step,

@@ -168,7 +168,7 @@ def build(config: ConfigDict, folder: Path) -> Run:
         train_step=step.TrainStep(
             model, optimizer.make_optimizer(config.optimizer, trainable), device_mesh, config
         ),
-        predict_step=step.make_predict_step(model, device_mesh, config.preprocess),
+        predict_step=step.PredictStep(model, device_mesh, config.preprocess),
         schedule=schedules.make_schedule(
             config.optimizer,
             steps_per_epoch=steps_per_epoch,

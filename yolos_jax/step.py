@@ -4,14 +4,14 @@
     match          on the host, by scipy (or on the device, at the end of forward)
     update         compiled, one program per bucket: losses, gradients, optimiser
 
-Between the two programs the backward pass exists as the residuals of ``jax.vjp``'s closure, which
-stay on the devices. No Python runs inside a compiled program, and the host waits for one thing
-only: the costs of its own images.
+No Python runs inside a compiled program, and the host waits for one thing only: the costs of its
+own images. Programs are compiled from shapes, so that they can be made before a first batch, and
+for devices that are not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,31 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from yolos_jax import losses, matching, pullback
+from yolos_jax import losses, matching
 from yolos_jax import mesh as mesh_lib
-from yolos_jax.batch import Array, Batch, Bucket, Detections, Outputs, Targets, normalise
-from yolos_jax.optimizer import merge
+from yolos_jax.batch import Array, Batch, Bucket, Detections, Targets, normalise
+from yolos_jax.passes import Forward, Microbatch, Passes
+from yolos_jax.programs import Program, Programs, abstract, abstract_tree, bytes_per_device
 from yolos_jax.train_state import TrainState, Updater
 
 
-class Microbatch(NamedTuple):
-    """A part of a global batch, and what of the other parts its losses depend on."""
+class StepShape(NamedTuple):
+    """The static shape of a step: what its programs are made for."""
 
-    index: Array  # int32 []: which part.
-    batch: Batch
-    targets: Targets
-    whole: tuple[tuple[Targets, Array], ...]  # targets and image_valid of every part.
-
-
-class Forward(NamedTuple):
-    """A forward pass that waits for its assignment."""
-
-    outputs: Outputs
-    cost: Array | None  # float32 [A, B, Q, M], where the host matches.
-    matched_query: Array | None  # int32 [A, B, M], where the device does.
-    nonfinite_costs: Array  # int32 []: costs of real targets that are not finite.
-    residuals: list[Array]  # what the backward pass needs besides parameters and batch.
-    structure: pullback.Structure
+    bucket: Bucket
+    batch_size: int  # images of all microbatches, over all devices
+    max_boxes: int  # M
+    microbatches: int = 1
 
 
 class TrainStep:
@@ -59,7 +49,8 @@ class TrainStep:
         Args:
           model: of ``models.build.build_model``.
           optimizer: of ``optimizer.make_optimizer``, for the trainable parameters.
-          mesh: of ``mesh.make_mesh``.
+          mesh: of ``mesh.make_mesh``, or of devices of ``jax.experimental.topologies``, for which
+            programs can be compiled and not run.
           config: of the run.
 
         Raises:
@@ -67,27 +58,28 @@ class TrainStep:
         """
         if config.matcher.where not in ("host", "device"):
             raise ValueError(f"matcher.where is {config.matcher.where!r}: not 'host' or 'device'")
-        self.model, self.config = model, config
+        self.model, self.config, self.mesh = model, config, mesh
         self.updater = Updater(optimizer, config.optimizer.freeze, config.optimizer.ema_decay)
         self.abstract_state = jax.eval_shape(
             lambda: self.updater.start(model.init(jax.random.key(0)))
         )
         self.shardings = mesh_lib.shardings(self.abstract_state, mesh)
-        self.residual_bytes: dict[Bucket, int] = {}  # over all devices; known after a first step
-        self._structures: dict[Any, pullback.Structure] = {}
+        self._made = Programs()
+        self._of_shape: dict[StepShape, dict[str, Program]] = {}
 
-        images = mesh_lib.batch_sharding(mesh, axis=1)
+        self._images = mesh_lib.batch_sharding(mesh, axis=1)
         one = mesh_lib.replicated(mesh)
         trainable, _ = self.updater.partition(self.shardings.params)
         # Residuals (None) stay where the compiler has computed them.
-        of_forward = Forward(images, images, images, one, None, None)
+        of_forward = Forward(self._images, self._images, self._images, one, None, None)
         of_update, of_part = (self.shardings, one), (trainable, one)
+        passes = Passes(model, self.updater, config)
         self._jitted = {
-            "forward": jax.jit(self._forward, static_argnums=3, out_shardings=of_forward),
-            "update": jax.jit(self._update, donate_argnums=0, out_shardings=of_update),
+            "forward": jax.jit(passes.forward, static_argnums=3, out_shardings=of_forward),
+            "update": jax.jit(passes.update, donate_argnums=0, out_shardings=of_update),
             "zeros": jax.jit(self._zeros, out_shardings=trainable),
-            "accumulate": jax.jit(self._accumulate, donate_argnums=0, out_shardings=of_part),
-            "apply": jax.jit(self._apply, donate_argnums=0, out_shardings=of_update),
+            "accumulate": jax.jit(passes.accumulate, donate_argnums=0, out_shardings=of_part),
+            "apply": jax.jit(passes.apply, donate_argnums=0, out_shardings=of_update),
         }
 
     def __call__(
@@ -117,34 +109,25 @@ class TrainStep:
         lr = np.float32(lr)
         whole = tuple((targets, batch.image_valid) for batch, targets in microbatches)
         parts = [Microbatch(np.int32(i), *part, whole) for i, part in enumerate(microbatches)]
+        images, boxes = parts[0].targets.labels.shape
+        programs = self.compile(StepShape(bucket, images * len(parts), boxes, len(parts)))
 
+        following = programs["forward"](state.params, state.step, parts[0])
         if len(parts) == 1:
-            forward = self.forward(state, parts[0], bucket)
-            matched_query = self.match(forward, parts[0].targets)
-            return self._jitted["update"](state, parts[0], forward, matched_query, lr)
+            matched_query = self.match(following, parts[0].targets)
+            return programs["update"](state, parts[0], following, matched_query, lr)
 
-        gradients, sums = self._jitted["zeros"](), []
-        following = self.forward(state, parts[0], bucket)
+        gradients, sums = programs["zeros"](), []
         for i, part in enumerate(parts):
             forward = following
             if i + 1 < len(parts):  # Before match waits: devices work while the host matches.
-                following = self.forward(state, parts[i + 1], bucket)
+                following = programs["forward"](state.params, state.step, parts[i + 1])
             matched_query = self.match(forward, part.targets)
-            gradients, metrics = self._jitted["accumulate"](
+            gradients, metrics = programs["accumulate"](
                 gradients, state.params, part, forward, matched_query
             )
             sums.append(metrics)
-        return self._jitted["apply"](state, gradients, sums, lr)
-
-    def forward(self, state: TrainState, part: Microbatch, bucket: Bucket) -> Forward:
-        """Starts a forward pass."""
-        bounds = (bucket.rows, bucket.cols)
-        forward = self._jitted["forward"](state.params, state.step, part, bounds)
-        shapes = (bucket, part.targets.labels.shape)
-        if shapes not in self._structures:
-            self._structures[shapes] = forward.structure
-            self.residual_bytes[bucket] = sum(leaf.nbytes for leaf in forward.residuals)
-        return forward._replace(structure=self._structures[shapes])
+        return programs["apply"](state, gradients, sums, lr)
 
     def match(self, forward: Forward, targets: Targets) -> Array:
         """Assigns queries to targets, int32 [A, B, M]; waits for this host's costs."""
@@ -160,6 +143,53 @@ class TrainStep:
             forward.cost.sharding,
             jax.device_put(assigned, [shard.device for shard in shards]),
         )
+
+    def compile(self, shape: StepShape) -> dict[str, Program]:
+        """The programs of a step of some shape, by kind, compiled when first asked for.
+
+        Needs no batch and puts nothing on a device.
+        """
+        if shape not in self._of_shape:
+            self._of_shape[shape] = self._compile(shape)
+        return self._of_shape[shape]
+
+    def _compile(self, shape: StepShape) -> dict[str, Program]:
+        one = mesh_lib.replicated(self.mesh)
+        state = abstract_tree(self.abstract_state, self.shardings)
+        lr = abstract((), np.float32, one)
+        part = self._abstract_part(shape)
+        bucket = shape.bucket
+
+        def make(kind: str, key: Any, *args: Any) -> Program:
+            return self._made.make(kind, key, self._jitted[kind], *args)
+
+        bounds = (bucket.rows, bucket.cols)
+        forward = make("forward", shape, state.params, state.step, part, bounds)
+        cost, matched_query = forward.outputs.cost, forward.outputs.matched_query
+        if matched_query is None:
+            layers, images, _, columns = cost.shape
+            matched_query = abstract((layers, images, columns), np.int32, self._images)
+        rest = (part, forward.outputs, matched_query)
+        if shape.microbatches == 1:
+            return {"forward": forward, "update": make("update", shape, state, *rest, lr)}
+        zeros = make("zeros", None)
+        accumulate = make("accumulate", shape, zeros.outputs, state.params, *rest)
+        sums, metrics = accumulate.outputs
+        apply = make("apply", shape.microbatches, state, sums, [metrics] * shape.microbatches, lr)
+        return {"forward": forward, "accumulate": accumulate, "zeros": zeros, "apply": apply}
+
+    def _abstract_part(self, shape: StepShape) -> Microbatch:
+        rows = mesh_lib.batch_sharding(self.mesh)
+        images, boxes = shape.batch_size // shape.microbatches, shape.max_boxes
+        batch = abstract_batch(shape.bucket, images, self.model.config.patch_size, rows)
+        targets = Targets(
+            labels=abstract((images, boxes), np.int32, rows),
+            boxes_cxcywh=abstract((images, boxes, 4), np.float32, rows),
+            target_valid=abstract((images, boxes), bool, rows),
+        )
+        index = abstract((), np.int32, mesh_lib.replicated(self.mesh))
+        whole = ((targets, batch.image_valid),) * shape.microbatches
+        return Microbatch(index, batch, targets, whole)
 
     def init_state(self, rng: Array, params: Any = None) -> TrainState:
         """Returns the state before the first step, on the mesh.
@@ -177,124 +207,86 @@ class TrainStep:
 
     def programs(self) -> dict[str, int]:
         """Returns how many programs of each kind were compiled; kinds without any are left out."""
-        counts = {kind: jitted._cache_size() for kind, jitted in self._jitted.items()}
-        return {kind: count for kind, count in counts.items() if count}
+        return self._made.counts()
 
-    # What is compiled.
-
-    def _forward(
-        self, params: Any, step: Array, part: Microbatch, bounds: tuple[int, int]
-    ) -> Forward:
-        config = self.config
-        trainable, frozen = self.updater.partition(params)
-        patches = normalise(part.batch.patches, config.preprocess.mean, config.preprocess.std)
-        batch = part.batch._replace(patches=patches)
-        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), part.index)
-
-        def predict(trainable: Any) -> Outputs:
-            params = merge(trainable, frozen)
-            return self.model.apply(params, batch, bounds=bounds, rng=rng)
-
-        outputs, backward = jax.vjp(predict, trainable)
-        residuals, structure = pullback.strip(backward, (params, part.batch))
-
-        weights = matching.MatcherWeights(
-            config.matcher.class_cost, config.matcher.l1_cost, config.matcher.giou_cost
-        )
-        cost = matching.costs(outputs, part.targets, weights)
-        real = part.targets.target_valid[:, None, :]
-        nonfinite = jnp.sum(~jnp.isfinite(cost) & real)
-        matched_query = None
-        if config.matcher.where == "device":
-            matched_query, _ = matching.assign_device(cost, part.targets.target_valid)
-            cost = None
-        return Forward(outputs, cost, matched_query, nonfinite, residuals, structure)
-
-    def _gradients(
-        self, params: Any, part: Microbatch, forward: Forward, matched_query: Array
-    ) -> tuple[Any, dict[str, Array]]:
-        loss = self.config.loss
-        targets, image_valid = jax.tree.map(lambda *parts: jnp.stack(parts), *part.whole)
-        normalisers = losses.normalisers(
-            targets,
-            image_valid,
-            num_queries=forward.outputs.pred_logits.shape[2],
-            eos_coef=loss.eos_coef,
-            class_loss_group=loss.class_loss_group,
-            reference_processes=loss.reference_processes,
-        )
-
-        def criterion(outputs: Outputs) -> tuple[Array, dict[str, Array]]:
-            return losses.set_criterion(
-                outputs,
-                part.targets,
-                matched_query,
-                part.batch.image_valid,
-                losses.LossWeights(
-                    loss.class_weight, loss.l1_weight, loss.giou_weight, loss.eos_coef
-                ),
-                normalisers.part(part.index),
-            )
-
-        (total, metrics), cotangent = jax.value_and_grad(criterion, has_aux=True)(forward.outputs)
-        known = (params, part.batch)
-        (gradients,) = pullback.restore(forward.residuals, forward.structure, known)(cotangent)
-        valid = part.batch.image_valid
-        return gradients, metrics | {
-            "loss": total,
-            "nonfinite_costs": forward.nonfinite_costs,
-            "num_boxes": jnp.sum(part.targets.target_valid & valid[:, None]),
-            "images": jnp.sum(valid),
+    def residual_bytes(self) -> dict[Bucket, int]:
+        """What the backward pass of a microbatch keeps on each device, by compiled bucket."""
+        return {
+            shape.bucket: bytes_per_device(programs["forward"].outputs.residuals)
+            for shape, programs in self._of_shape.items()
         }
-
-    def _update(
-        self,
-        state: TrainState,
-        part: Microbatch,
-        forward: Forward,
-        matched_query: Array,
-        lr: Array,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        gradients, metrics = self._gradients(state.params, part, forward, matched_query)
-        return self._apply(state, gradients, [metrics], lr)
-
-    def _accumulate(
-        self, sums: Any, params: Any, part: Microbatch, forward: Forward, matched_query: Array
-    ) -> tuple[Any, dict[str, Array]]:
-        gradients, metrics = self._gradients(params, part, forward, matched_query)
-        return jax.tree.map(jnp.add, sums, gradients), metrics
-
-    def _apply(
-        self, state: TrainState, gradients: Any, metrics: list[dict[str, Array]], lr: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
-        summed = jax.tree.map(lambda *parts: sum(parts), *metrics)
-        state, more = self.updater.apply(state, gradients, summed["loss"], lr)
-        return state, summed | more
 
     def _zeros(self) -> Any:
         trainable, _ = self.updater.partition(self.abstract_state.params)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trainable)
 
 
-def make_predict_step(
-    model: Any, mesh: jax.sharding.Mesh, preprocess: Mapping[str, Any]
-) -> Callable[[Any, Batch, Array, Bucket], Detections]:
-    """Returns ``predict(params, batch, original_size, bucket)``, one compiled program per bucket.
+class PredictStep:
+    """``predict_step(params, batch, original_size, bucket)``, one compiled program per bucket."""
 
-    Args:
-      model: of ``models.build.build_model``.
-      mesh: that batches are split over.
-      preprocess: mean and std of the pictures the model knows, as ``config.preprocess``.
+    def __init__(self, model: Any, mesh: jax.sharding.Mesh, preprocess: Mapping[str, Any]):
+        """Compiles nothing yet.
 
-    Returns:
-      A function of parameters and of a batch (patches uint8) and original_size, int32 [B, 2], on
-      the mesh; what it returns is split over the mesh likewise.
-    """
+        Args:
+          model: of ``models.build.build_model``.
+          mesh: that batches are split over.
+          preprocess: mean and std of the pictures the model knows, as ``config.preprocess``.
+        """
+        self.model, self.mesh, self.preprocess = model, mesh, preprocess
+        self._made = Programs()
+        self._jitted = jax.jit(
+            self._predict, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh)
+        )
 
-    def predict(params: Any, batch: Batch, original_size: Array, bucket: Bucket) -> Detections:
-        patches = normalise(batch.patches, preprocess["mean"], preprocess["std"])
+    def __call__(
+        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
+    ) -> Detections:
+        """Predicts.
+
+        Args:
+          params: on the mesh.
+          batch: patches uint8; on the mesh.
+          original_size: int32 [B, 2], likewise.
+          bucket: of the batch.
+
+        Returns:
+          Detections, split over the mesh as the batch is.
+        """
+        program = self.compile(params, bucket, batch.patches.shape[0])
+        return program(params, batch, original_size)
+
+    def compile(self, params: Any, bucket: Bucket, batch_size: int) -> Program:
+        """The program of a bucket, compiled when first asked for.
+
+        Args:
+          params: on the mesh, or abstract ones that say where they will be.
+          bucket: of the batches.
+          batch_size: images over all devices.
+        """
+        rows = mesh_lib.batch_sharding(self.mesh)
+        batch = abstract_batch(bucket, batch_size, self.model.config.patch_size, rows)
+        size = abstract((batch_size, 2), np.int32, rows)
+        params = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, leaf.sharding), params)
+        key = (bucket, batch_size)
+        return self._made.make("predict", key, self._jitted, params, batch, size, bucket)
+
+    def programs(self) -> dict[str, int]:
+        """Returns how many programs were compiled, as ``TrainStep.programs`` does."""
+        return self._made.counts()
+
+    def _predict(
+        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
+    ) -> Detections:
+        patches = normalise(batch.patches, self.preprocess["mean"], self.preprocess["std"])
         bounds = (bucket.rows, bucket.cols)
-        outputs = model.apply(params, batch._replace(patches=patches), bounds=bounds)
+        outputs = self.model.apply(params, batch._replace(patches=patches), bounds=bounds)
         return losses.postprocess(outputs, original_size)
 
-    return jax.jit(predict, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh))
+
+def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
+    """A batch of raw patches as an argument of a program that is being made."""
+    return Batch(
+        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
+        grid=abstract((images, 2), np.int32, rows),
+        image_valid=abstract((images,), bool, rows),
+    )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.batch import Batch, Outputs
 from yolos_jax.models import attention, vit
@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
     config: YolosConfig
     num_classes: int  # K; logits have one more, for no-object.
-    mesh: Mesh | None = None  # devices that batches are sharded over; None: one.
+    mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""
@@ -88,15 +88,24 @@ class Model(NamedTuple):
         return (outputs, captured) if capture else outputs
 
     def _module(self, batch: Batch, bounds: tuple[int, int], *, capture: bool):
-        config = self.config
+        config, mesh = self.config, self.mesh
         backend = attention.resolve(
             config.attention,
-            platform=jax.default_backend(),
+            platform=mesh.devices.flat[0].platform if mesh else jax.default_backend(),
             dtype=config.dtype,
             tokens=1 + config.num_queries + batch.patches.shape[1],
         )
         attend = functools.partial(attention.attention, backend=backend, mesh=self.mesh)
-        return Yolos(config, self.num_classes, attend, tuple(bounds), capture)
+        place = functools.partial(_on_its_device, mesh=mesh)
+        return Yolos(config, self.num_classes, attend, place, tuple(bounds), capture)
+
+
+def _on_its_device(tokens: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Keeps every image's tokens whole, on the device that the batch's sharding gives it."""
+    if mesh is None or mesh.size == 1:
+        return tokens
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.lax.with_sharding_constraint(tokens, rows)
 
 
 _NAMES = ("yolos",)
@@ -110,7 +119,7 @@ def build_model(
     Args:
       model_config: the keys of ``config.model`` in configs/common.py.
       num_classes: K, slots of the label map.
-      mesh: the devices that batches are sharded over, if more than one; attention on TPU needs it.
+      mesh: the devices that batches are sharded over, all of its axes; None: one device.
 
     Raises:
       ValueError: unknown name, missing or unknown key, or a value that makes no model.

@@ -18,6 +18,7 @@ from yolos_jax.models import attention, position
 
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Array], Array]
+Place = Callable[[Array], Array]
 
 REMAT = ("none", "default", "full")
 
@@ -113,6 +114,7 @@ class Block(nn.Module):
     layer_norm_eps: float
     dtype: Any
     attend: Attend
+    place: Place  # says where tokens live; without it the compiler spreads widths over devices
     capture: bool
 
     @nn.compact
@@ -132,10 +134,11 @@ class Block(nn.Module):
           keys).
         """
         attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
+        tokens = self.place(tokens)
         attended, (q, k) = attend(layer_norm("norm1", self.layer_norm_eps)(tokens), lengths)
-        tokens += attended
+        tokens = self.place(tokens + attended)
         normed = layer_norm("norm2", self.layer_norm_eps)(tokens)
-        tokens += Mlp(self.mlp_width, self.dtype, name="mlp")(normed)
+        tokens = self.place(tokens + Mlp(self.mlp_width, self.dtype, name="mlp")(normed))
         captured = (tokens, q, k) if self.capture else None
         if mid is not None:
             tokens += mid.positions(index)
@@ -150,6 +153,7 @@ def blocks(
     layer_norm_eps: float,
     dtype: Any,
     attend: Attend,
+    place: Place,
     scan: bool,
     remat: str,
     capture: bool,
@@ -159,6 +163,7 @@ def blocks(
     Args:
       depth, heads, mlp_width, dtype: of the blocks.
       attend: (q, k, v [B, T, H, d], lengths [B]) -> [B, T, H, d].
+      place: tokens [B, T, D] -> the same, each image's on the device that has the image.
       scan: one compiled block, run ``depth`` times; False: ``depth`` blocks in the program.
       remat: what the forward pass keeps for the backward pass: 'none' (everything), 'default'
         (a block's input and its attention's output), 'full' (a block's input).
@@ -179,4 +184,4 @@ def blocks(
         length=depth,
         unroll=1 if scan else depth,
     )
-    return stack(heads, mlp_width, layer_norm_eps, dtype, attend, capture, name="blocks")
+    return stack(heads, mlp_width, layer_norm_eps, dtype, attend, place, capture, name="blocks")

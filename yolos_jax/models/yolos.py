@@ -82,6 +82,7 @@ class Backbone(nn.Module):
 
     config: Any
     attend: vit.Attend
+    place: vit.Place
     bounds: tuple[int, int]
     capture: bool
 
@@ -104,6 +105,7 @@ class Backbone(nn.Module):
             layer_norm_eps=config.layer_norm_eps,
             dtype=dtype,
             attend=self.attend,
+            place=self.place,
             scan=config.scan,
             remat=config.remat,
             capture=self.capture,
@@ -167,7 +169,8 @@ class Head(nn.Module):
         for index, features in enumerate((width, width, self.features)):
             tokens = _linear(features, width, jnp.float32, f"layers_{index}")(tokens)
             if index < 2:
-                tokens = nn.relu(tokens)
+                # Not nn.relu: zeros as large as its input, on every device, would be residuals.
+                tokens = jnp.where(tokens <= 0, 0, tokens)
         return tokens
 
 
@@ -177,12 +180,15 @@ class Yolos(nn.Module):
     config: Any
     num_classes: int
     attend: vit.Attend
+    place: vit.Place
     bounds: tuple[int, int]
     capture: bool
 
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Outputs, dict[str, Array]]:
-        backbone = Backbone(self.config, self.attend, self.bounds, self.capture, name="backbone")
+        backbone = Backbone(
+            self.config, self.attend, self.place, self.bounds, self.capture, name="backbone"
+        )
         tokens, captured = backbone(batch)
         det = tokens[:, 1 : 1 + self.config.num_queries]
         logits = Head(self.num_classes + 1, name="class_head")(det)

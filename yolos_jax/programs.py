@@ -1,0 +1,82 @@
+"""Compiled programs, each made once from shapes alone: kept, counted, measured."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Program(NamedTuple):
+    """A compiled program."""
+
+    compiled: jax.stages.Compiled
+    outputs: Any  # tree of jax.ShapeDtypeStruct with shardings
+    seconds: float  # that compiling took, or reading it from the cache
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs it; arrays of other shapes, types or places than it was made for are an error."""
+        return self.compiled(*args)
+
+
+class Programs:
+    """The programs of a run by kind ('forward', ...) and by what they were made for.
+
+    Nothing is compiled behind the back of whoever reads the counts: arguments that do not fit a
+    program raise, where ``jax.jit`` would make another one.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, Hashable], Program] = {}
+
+    def make(self, kind: str, shape: Hashable, jitted: Any, *args: Any) -> Program:
+        """Returns the program of a kind for a shape, compiled unless it was before.
+
+        Args:
+          kind: what it is, for the counts.
+          shape: what distinguishes it from others of its kind.
+          jitted: of ``jax.jit``.
+          args: its arguments: static ones, and trees of ``jax.ShapeDtypeStruct`` with shardings.
+        """
+        if (kind, shape) not in self._made:
+            started = time.monotonic()
+            lowered = jitted.lower(*args)
+            compiled = lowered.compile()
+            outputs = jax.tree.map(
+                lambda info, place: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=place),
+                lowered.out_info,
+                compiled.output_shardings,
+            )
+            program = Program(compiled, outputs, time.monotonic() - started)
+            self._made[kind, shape] = program
+        return self._made[kind, shape]
+
+    def items(self) -> list[tuple[str, Hashable, Program]]:
+        """Every program with its kind and shape, in the order they were made."""
+        return [(kind, shape, program) for (kind, shape), program in self._made.items()]
+
+    def counts(self) -> dict[str, int]:
+        """How many programs of each kind there are; kinds without any are left out."""
+        return dict(collections.Counter(kind for kind, _ in self._made))
+
+
+def abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """An argument of a program that is being made."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def abstract_tree(tree: Any, shardings: Any) -> Any:
+    """A tree of arguments from the shapes and types of ``tree`` and its shardings."""
+    return jax.tree.map(lambda x, sharding: abstract(x.shape, x.dtype, sharding), tree, shardings)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What a tree of abstract or real arrays takes on the device that holds most of each."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
