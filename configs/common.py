@@ -164,6 +164,7 @@ def _checkpoint() -> ConfigDict:
     checkpoint.every_steps = 0  # 0: once per epoch
     checkpoint.keep_last = 2
     checkpoint.keep_best = 1  # by AP
+    checkpoint.wait_seconds = 300  # for the other processes, when this one has written its part
     return checkpoint
 
 
@@ -207,6 +208,7 @@ CHANGEABLE_ON_RESUME = (
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
+    "checkpoint.wait_seconds",
     "eval.every_epochs",
     "eval.batch_size",
     "log.every_steps",

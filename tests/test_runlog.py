@@ -11,8 +11,11 @@ from configs import common
 from yolos_jax import runlog
 
 
-def open_log(path, step=0, every=2, total=10):
-    return runlog.RunLog(path, step=step, total_steps=total, batch_size=4, every=every)
+def open_log(path, step=0, every=2, total=10, evaluated=None):
+    evaluated = step if evaluated is None else evaluated
+    return runlog.RunLog(
+        path, step=step, evaluated=evaluated, total_steps=total, batch_size=4, every=every
+    )
 
 
 def train(log, first, last):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +20,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, multihost
 
 from yolos_jax import checkpoint_files as files
-from yolos_jax.checkpoint_read import FOLDER, FORMAT, load_params, report_damage
+from yolos_jax.checkpoint_read import FOLDER, FORMAT, load_params, report, report_damage
 
 __all__ = ["FOLDER", "FORMAT", "Checkpoints", "load_params", "save_params"]
 
@@ -32,18 +34,32 @@ class Checkpoints:
     Every process of a run makes one and calls the same methods in the same order.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_best: int):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        keep_last: int,
+        keep_best: int,
+        wait_seconds: int = 300,
+    ):
         """Opens a folder, which is made where it is missing.
 
         Args:
           directory: of the step folders; local or gs://.
           keep_last: newest steps to keep, at least 1.
           keep_best: steps with the highest AP to keep besides.
+          wait_seconds: how long a process that has written its part waits for the others.
         """
         self.directory = files.absolute(directory)
-        self._saving = None  # the step that is being written in the background
+        self._keep_best = keep_best
+        self._saving: int | None = None  # the step that is being written in the background
+        self._failure: BaseException | None = None  # what went wrong there
+        self._whole: int | None = None  # the newest step found whole, until one is saved
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for name in files.unfinished(self.directory):
+                report(f"{self.directory / name}: a checkpoint that was not finished; removed")
+            for name in files.unreadable_late_evaluations(self.directory):
+                report(f"{self.directory / name}: not an evaluation; left out")
         multihost_utils.sync_global_devices("checkpoint folder made")
         found = files.steps(self.directory)
         self._ap = {step: files.read_ap(self.directory / str(step)) for step in found}
@@ -54,7 +70,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=wait_seconds,
+                    barrier_sync_fn=self._meet,
+                    post_finalization_callback=self._write_sums,
+                ),
             ),
         )
 
@@ -66,7 +86,7 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step of the highest AP among those kept, or None where none has an AP."""
-        kept = {step: self._ap[step] for step in self._manager.all_steps()}
+        kept = {step: self._ap.get(step) for step in self._manager.all_steps()}
         return next(iter(files.best(kept, 1)), None)
 
     def save(self, step: int, state: Any, metadata: Mapping, ap: float | None = None) -> bool:
@@ -83,7 +103,7 @@ class Checkpoints:
 
         Raises:
           ValueError: if the folder holds later steps.
-          OSError: if the previous checkpoint could not be written.
+          OSError: if the previous checkpoint could not be written, or this one not be begun.
         """
         self.wait()
         if self.last_step is not None and step <= self.last_step:
@@ -117,7 +137,8 @@ class Checkpoints:
     def restore(self, abstract_state: Any, shardings: Any) -> tuple[Any, dict] | None:
         """Reads the newest checkpoint that is not damaged.
 
-        Damaged steps are named on stderr and renamed, out of the way, to ``<step>.damaged``.
+        Damaged steps are named on stderr and renamed, out of the way, to ``<step>.damaged``. The
+        best ones are looked at too: a damaged one must not be kept in the place of a whole one.
 
         Args:
           abstract_state: a state of arrays or ``jax.ShapeDtypeStruct``: what is expected.
@@ -131,7 +152,7 @@ class Checkpoints:
             of another shape or type than expected.
         """
         self.wait()
-        step = self._newest_undamaged()
+        step = self._newest_whole()
         if step is None:
             return None
         expected, targets = files.items(abstract_state), files.items(shardings)
@@ -158,7 +179,7 @@ class Checkpoints:
           ValueError: if all are damaged.
         """
         self.wait()
-        step = self._newest_undamaged()
+        step = self._newest_whole()
         return None if step is None else files.read_metadata(self.directory / str(step))
 
     def wait(self) -> None:
@@ -170,12 +191,13 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Whatever the file system's driver raises.
-            self._ap.pop(self._saving, None)
-            raise OSError(
-                f"checkpoint {self._saving} could not be written to {self.directory}: {error}\n"
-                f"intact there: steps {files.steps(self.directory)}"
-            ) from error
+            raise self._not_written(self._failure or error) from error
         self._saving = None
+
+    def check(self) -> None:
+        """Does not wait, but raises OSError if the checkpoint being written has already failed."""
+        if self._failure is not None:
+            raise self._not_written(self._failure) from self._failure
 
     def close(self) -> None:
         """Waits, and ends the threads that write."""
@@ -183,13 +205,32 @@ class Checkpoints:
         self._manager.close()
 
     def _start(self, step: int, items: dict, metadata: Mapping, ap: float | None = None) -> None:
-        self._saving = step
-        if jax.process_index() == 0:  # of a step of this number that was removed since
-            files.late_evaluation(self.directory / str(step)).unlink(missing_ok=True)
+        self._saving, self._failure, self._whole = step, None, None
+        if jax.process_index() == 0:
+            files.drop_late_evaluations(self.directory, kept=self._manager.all_steps())
         self._ap[step] = None if ap is None or math.isnan(ap) else float(ap)
         metadata = {**metadata, "step": step, "ap": self._ap[step]}
         items = items | {"metadata": ocp.args.JsonSave(metadata)}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        # Where orbax's threads wait for those of the other processes. One that has failed comes
+        # here too, from a ``finally``: it would wait in vain, and nobody be told why.
+        if threading.current_thread() is not threading.main_thread():
+            self._failure = self._failure or sys.exception()
+            if self._failure is not None:
+                raise self._failure
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def _not_written(self, error: BaseException) -> OSError:
+        self._ap.pop(self._saving, None)
+        return OSError(
+            f"checkpoint {self._saving} could not be written to {self.directory}: {error}\n"
+            f"intact there: steps {files.steps(self.directory)}"
+        )
 
     def _write_sums(self) -> None:
         # Orbax calls this on one process, when all have written their files and before the folder
@@ -199,32 +240,34 @@ class Checkpoints:
             if folder.name == step or folder.name.startswith(f"{step}.orbax-checkpoint-tmp"):
                 files.write_sums(folder)
 
-    def _newest_undamaged(self) -> int | None:
+    def _newest_whole(self) -> int | None:
+        if self._whole is not None:
+            return self._whole
         # One process reads the bytes; the others take its word, or the run would read every
         # checkpoint as often as it has hosts and might choose different ones.
         steps = sorted(self._manager.all_steps(), reverse=True)
-        chosen = -1
+        if not steps:
+            return None
+        damaged = np.zeros(len(steps), bool)
         if jax.process_index() == 0:
-            for step in steps:
-                damage = files.damage(self.directory / str(step))
-                if damage is None:
-                    chosen = step
-                    break
+            found = files.find_damage(self.directory, steps, self._ap, self._keep_best)
+            for step, damage in found.items():
                 report_damage(step, damage)
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        if steps and chosen < 0:
+            damaged = np.isin(steps, list(found))
+        damaged = multihost_utils.broadcast_one_to_all(damaged)
+        if damaged.all():
             raise ValueError(
                 f"every checkpoint in {self.directory} is damaged (steps {sorted(steps)}): "
                 "move the folder away to start anew"
             )
-        for step in steps:
-            if step > chosen:
-                if jax.process_index() == 0:
-                    files.set_aside(self.directory / str(step))
-                del self._ap[step]
+        for step in np.array(steps)[damaged].tolist():
+            if jax.process_index() == 0:
+                files.set_aside(self.directory / str(step))
+            del self._ap[step]
         multihost_utils.sync_global_devices("damaged steps set aside")
         self._manager.reload()
-        return chosen if steps else None
+        self._whole = self.last_step
+        return self._whole
 
 
 def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping) -> None:

@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 ARRAYS = ("params", "optimizer", "ema")  # items of arrays; the last only with an average
 SUMS = "SHA256SUMS"  # relative paths, as ``sha256sum -c`` reads them
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names that orbax writes under
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by orbax, after the hashes
 
 
@@ -29,6 +30,11 @@ def steps(folder: epath.Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def unfinished(folder: epath.Path) -> list[str]:
+    """Returns the names of what orbax had not finished to write here when its process ended."""
+    return sorted(path.name for path in folder.iterdir() if _UNFINISHED in path.name)
 
 
 def best(ap: Mapping[int, float | None], count: int) -> list[int]:
@@ -48,7 +54,7 @@ class KeepBest(checkpoint_managers.PreservationPolicy):
         self._ap, self._count = ap, count
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
-        kept = best({info.step: self._ap[info.step] for info in checkpoints}, self._count)
+        kept = best({info.step: self._ap.get(info.step) for info in checkpoints}, self._count)
         return [info.step in kept for info in checkpoints]
 
 
@@ -82,16 +88,30 @@ def write_late_evaluation(folder: epath.Path, metadata: Mapping[str, Any]) -> No
 
 
 def read_late_evaluation(folder: epath.Path) -> dict:
-    """Returns the metadata that it replaces; nothing where there is none.
-
-    Raises:
-      ValueError: if it cannot be read.
-    """
-    path = late_evaluation(folder)
+    """Returns the metadata that it replaces; nothing where there is none, or none to be read."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot read the evaluation of this step: {error}") from error
+        late = json.loads(late_evaluation(folder).read_text())
+        return late if isinstance(late, dict) else {}
+    except (OSError, ValueError):
+        return {}  # The step itself is as good as before: it is evaluated once more.
+
+
+def unreadable_late_evaluations(directory: epath.Path) -> list[str]:
+    """Returns the names of late evaluations that are there and hold nothing that can be read."""
+    names = {f"{step}": late_evaluation(directory / str(step)) for step in steps(directory)}
+    return [
+        path.name
+        for step, path in names.items()
+        if path.exists() and not read_late_evaluation(directory / step)
+    ]
+
+
+def drop_late_evaluations(directory: epath.Path, kept: Sequence[int]) -> None:
+    """Removes the evaluations of steps that are no longer there."""
+    names = {late_evaluation(directory / str(step)).name for step in kept}
+    for path in directory.glob(late_evaluation(directory / "*").name):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
 
 
 def read_ap(folder: epath.Path) -> float | None:
@@ -132,6 +152,38 @@ def damage(folder: epath.Path) -> str | None:
             return f"{folder / name}: its bytes are not those written (SHA-256 differs)"
         named += name.startswith(("params/", "metadata/"))
     return None if named else f"{folder / SUMS}: names no file of params and metadata"
+
+
+def find_damage(
+    directory: epath.Path, steps: Sequence[int], ap: Mapping[int, float | None], keep_best: int
+) -> dict[int, str]:
+    """Looks for damage in the newest steps until one is whole, and in the best ones likewise.
+
+    Args:
+      directory: of the steps.
+      steps: there.
+      ap: of each, where it is known.
+      keep_best: so many best ones are wanted whole.
+
+    Returns:
+      What ``damage`` says of the damaged ones.
+    """
+    found: dict[int, str | None] = {}
+
+    def whole(step: int) -> bool:
+        if step not in found:
+            found[step] = damage(directory / str(step))
+        return found[step] is None
+
+    for step in sorted(steps, reverse=True):
+        if whole(step):
+            break
+    wanted = keep_best
+    for step in best({step: ap.get(step) for step in steps}, len(steps)):
+        if not wanted:
+            break
+        wanted -= whole(step)
+    return {step: what for step, what in found.items() if what is not None}
 
 
 def named_leaves(tree: Any) -> dict[tuple[str, ...], Any]:

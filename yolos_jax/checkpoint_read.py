@@ -74,4 +74,9 @@ def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
 
 def report_damage(step: int, damage: str) -> None:
     """Says which step is not used, and why."""
-    print(f"checkpoint {step} is damaged, using another: {damage}", file=sys.stderr, flush=True)
+    report(f"checkpoint {step} is damaged, using another: {damage}")
+
+
+def report(message: str) -> None:
+    """Says on stderr what is wrong with a checkpoint, where that is no reason to stop."""
+    print(message, file=sys.stderr, flush=True)

@@ -7,41 +7,64 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SHOWN = 10  # of a list of offenders, as many as a person reads.
+COUNTED = ("images", "unreadable", "skipped", "skipped_in_a_row")
 
 
 class Health:
     """Counts unreadable pictures and skipped steps; raises ValueError when there are too many.
 
     Everything that decides to stop comes from numbers that are the same on every host: they are
-    sums over the global batch.
+    sums over the global batch. What a run counts travels with its checkpoints, so that one that
+    was interrupted stops where an unbroken one would.
     """
 
     def __init__(
-        self, workdir: Path, *, num_images: int, max_bad_fraction: float, max_skipped: int
+        self,
+        workdir: Path,
+        *,
+        num_images: int,
+        max_bad_fraction: float,
+        max_skipped: int,
+        first_step: int = 0,
+        counts: Mapping[str, int] | None = None,
+        writes: bool = True,
     ):
         """Args:
         workdir: where ``skipped_steps.jsonl`` and ``unreadable.txt`` are written.
         num_images: images of the training set.
         max_bad_fraction: ``config.data.max_bad_fraction``.
         max_skipped: ``config.optimizer.max_skipped``.
+        first_step: that this process takes; later ones on file will be taken again.
+        counts: of the steps before, as the method of that name gave them.
+        writes: whether this process is the one that writes the files.
         """
-        self.workdir = workdir
         self.num_images = num_images
         self.max_bad_fraction = max_bad_fraction
         self.max_skipped = max_skipped
         self.images = 0  # rows seen, of all hosts
         self.unreadable = 0  # of them could not be read
-        self.messages: list[str] = []  # this host's unreadable pictures, each once
         self.skipped = 0  # steps whose loss or gradient was not finite
         self.skipped_in_a_row = 0
+        for name in COUNTED:
+            setattr(self, name, (counts or {}).get(name, 0))
+        self.writes = writes
+        self.skipped_file = workdir / "skipped_steps.jsonl"
+        self.unreadable_file = workdir / "unreadable.txt"
+        self.messages: list[str] = []  # why pictures could not be read, each once
+        self.on_file = set(_lines(self.unreadable_file)) if writes else set()
+        if writes and self.skipped_file.exists():
+            kept = [line for line in _lines(self.skipped_file) if _step_of(line) < first_step]
+            self.skipped_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def counts(self) -> dict[str, int]:
+        """What to go on from when the run is resumed."""
+        return {name: getattr(self, name) for name in COUNTED}
 
     def note_unreadable(self, messages: Sequence[str]) -> list[str]:
-        """Records this host's unreadable pictures of a step; returns those not seen before."""
-        new = [message for message in messages if message not in self.messages]
+        """Records why pictures could not be read; returns what is new."""
+        new = [message for message in dict.fromkeys(messages) if message not in self.messages]
         self.messages += new
-        if new:
-            with open(self.workdir / "unreadable.txt", "a", encoding="utf-8") as file:
-                file.writelines(message + "\n" for message in new)
+        self._append(self.unreadable_file, [text for text in new if text not in self.on_file])
         return new
 
     def check_validation(self, unreadable: int, images: int) -> None:
@@ -50,7 +73,7 @@ class Health:
             raise ValueError(
                 f"{unreadable} of {images} validation pictures could not be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction}:\n  "
-                + "\n  ".join(self.messages[-unreadable:][:SHOWN] or ["(none on this host)"])
+                + "\n  ".join(self.messages[-unreadable:][:SHOWN])
             )
 
     def check(
@@ -61,7 +84,7 @@ class Health:
         Args:
           step: which step.
           batch_size: rows of the global batch.
-          image_ids: this host's images of the step.
+          image_ids: the images of the step, for the record of one that is not finite.
           metrics: of the step, on the host: ``images`` (valid rows), ``finite``, ``loss``,
             ``grad_norm``.
 
@@ -77,7 +100,7 @@ class Health:
             raise ValueError(
                 f"{self.unreadable} of {self.images} pictures could not be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction} of the {self.num_images} there "
-                "are:\n  " + "\n  ".join(self.messages[:SHOWN] or ["(none on this host)"])
+                "are:\n  " + "\n  ".join(self.messages[:SHOWN])
             )
         if metrics["finite"]:
             self.skipped_in_a_row = 0
@@ -91,11 +114,31 @@ class Health:
             "loss": str(metrics["loss"]),
             "grad_norm": str(metrics["grad_norm"]),
         }
-        with open(self.workdir / "skipped_steps.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(self.skipped_file, [json.dumps(record)])
         if self.skipped_in_a_row >= self.max_skipped:
             raise ValueError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or a gradient that is not "
                 f"finite (optimizer.max_skipped={self.max_skipped}), the last one step {step} "
-                f"with image ids {ids[:SHOWN]}; all are in {self.workdir / 'skipped_steps.jsonl'}"
+                f"with image ids {ids[:SHOWN]}; all are in {self.skipped_file}"
             )
+
+    def _append(self, path: Path, lines: Sequence[str]) -> None:
+        if not (lines and self.writes):
+            return
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    """Which step a record is of; a torn one is of none that is kept."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return float("inf")

@@ -5,6 +5,8 @@ One mesh with the axes ``data`` and ``fsdp``: batches are split over both, param
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -142,6 +144,19 @@ def put_microbatches(
         return put_batch(jax.tree.map(lambda array: array[rows], arrays), mesh)
 
     return [part(index) for index in range(microbatches)]
+
+
+def gather_texts(texts: Sequence[str]) -> list[str]:
+    """Returns the texts of all processes, process after process; each must call it."""
+    if jax.process_count() == 1:
+        return list(texts)
+    mine = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(mine.size))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: mine.size] = mine
+    rows = multihost_utils.process_allgather(padded)
+    found = zip(rows, sizes, strict=True)
+    return [text for row, size in found for text in json.loads(row[:size].tobytes())]
 
 
 def gather_rows(arrays: Any) -> Any:

@@ -26,26 +26,34 @@ class RunLog:
     """
 
     def __init__(
-        self, workdir: Path, *, step: int, total_steps: int, batch_size: int, every: int
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        evaluated: int,
+        total_steps: int,
+        batch_size: int,
+        every: int,
     ) -> None:
         """Opens nothing yet: use it in a ``with`` statement.
 
         Args:
           workdir: folder of the run, which exists.
           step: optimiser steps done; later lines of an earlier attempt are dropped.
+          evaluated: step of the last evaluation that counts; later ones will be made again.
           total_steps: of the run.
           batch_size: images per step.
           every: steps between lines.
         """
         self.path = Path(workdir) / "metrics.jsonl"
-        self._first, self._total = step, total_steps
+        self._first, self._evaluated, self._total = step, evaluated, total_steps
         self._batch_size, self._every = batch_size, every
         self._active = jax.process_index() == 0
         self._ap: float | None = None
 
     def __enter__(self) -> RunLog:
         if self._active:
-            kept = _lines_until(self.path, self._first)
+            kept = _lines_until(self.path, self._first, self._evaluated)
             evaluated = [line["AP"] for line in kept if line.get("AP") is not None]
             self._ap = evaluated[-1] if evaluated else None
             _replace(self.path, kept)
@@ -106,10 +114,13 @@ class RunLog:
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if not self._active:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_dumps({"kind": kind, "step": step} | dict(values)))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_dumps({"kind": kind, "step": step} | dict(values)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f"{self.path}: cannot be written: {error}") from error
 
 
 def refuse_changes(
@@ -149,15 +160,21 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _lines_until(path: Path, step: int) -> list[dict]:
-    """The lines up to a step. The last one may be torn: the run may have died writing it."""
+def _lines_until(path: Path, step: int, evaluated: int) -> list[dict]:
+    """The lines up to a step, of evaluations up to another.
+
+    The last one may be torn: the run may have died writing it.
+    """
     kept = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and line.get("step", step + 1) <= step:
+        if not isinstance(line, dict):
+            continue
+        last = evaluated if line.get("kind") == "eval" else step
+        if line.get("step", last + 1) <= last:
             kept.append(line)
     return kept
 

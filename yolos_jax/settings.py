@@ -98,7 +98,8 @@ def check(config: ConfigDict) -> None:
     expect("optimizer.lr", config.optimizer.lr > 0, "more than 0")
     expect("optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1, "0 to less than 1")
     expect("optimizer.max_skipped", config.optimizer.max_skipped >= 1, "at least 1")
-    expect("checkpoint.keep_last", config.checkpoint.keep_last >= 1, "at least 1")
+    for key in ("keep_last", "wait_seconds"):
+        expect(f"checkpoint.{key}", config.checkpoint[key] >= 1, "at least 1")
     expect("eval.batch_size", config.eval.batch_size >= 1, "at least 1")
     for key in ("checkpoint.every_steps", "checkpoint.keep_best", "eval.every_epochs"):
         section, name = key.split(".")

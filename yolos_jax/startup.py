@@ -31,6 +31,7 @@ class Progress:
     evaluated: int = -1  # step of the last evaluation
     noted: int = -1  # step of the last evaluation that its checkpoint knows of
     evaluation: dict = dataclasses.field(default_factory=dict)  # its metrics
+    health: dict = dataclasses.field(default_factory=dict)  # of Health.counts, when it was saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Run:
             window=self.config.buckets.window,
             microbatches=self.config.microbatches,
         )
+
+    def image_ids(self, step: int) -> list[int]:
+        """The images of a step, of all hosts."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        return self.data.train.image_ids[self.train_plan(epoch).rows[offset]].tolist()
 
     def train_batches(self, first_step: int) -> Iterator[HostBatch]:
         """This host's batches from a step to the end of the run, epoch after epoch."""
@@ -123,9 +129,10 @@ def prepare(
     """
     launch.initialise(config.mesh)
     folder = Path(workdir).expanduser().resolve()
-    begun = None
+    begun = checkpoints = None
     if (folder / "checkpoints").exists():
-        begun = open_checkpoints(config, folder).metadata()
+        checkpoints = open_checkpoints(config, folder)
+        begun = checkpoints.metadata()
     initial = load_params(config.init) if config.init and begun is None else None
     config = settings.complete(config, begun or (initial and initial[1]))
     settings.check(config)
@@ -144,7 +151,7 @@ def prepare(
         for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
             say(note)
     # Only now: a run that is refused leaves no folder behind.
-    run = dataclasses.replace(run, checkpoints=open_checkpoints(config, folder))
+    run = dataclasses.replace(run, checkpoints=checkpoints or open_checkpoints(config, folder))
     if begun is not None:
         return run, resume(run, begun)
     return run, Progress(run.train_step.init_state(rng, params))
@@ -188,8 +195,10 @@ def build(config: ConfigDict, folder: Path) -> Run:
 
 def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:
     """The checkpoints of a run's folder, which is made where it is missing."""
-    kept = (config.checkpoint.keep_last, config.checkpoint.keep_best)
-    return Checkpoints(folder / "checkpoints", *kept)
+    keep = config.checkpoint
+    return Checkpoints(
+        folder / "checkpoints", keep.keep_last, keep.keep_best, wait_seconds=keep.wait_seconds
+    )
 
 
 def describe_checkpoint(config: ConfigDict, label_map: LabelMap, first_plan: plan_lib.Plan) -> dict:
@@ -225,7 +234,8 @@ def resume(run: Run, begun: Mapping[str, Any]) -> Progress:
     done = int(metadata["step"])
     say(f"resumed at step {done} of {run.total_steps} from {run.checkpoints.directory}")
     evaluated = metadata["evaluated"]
-    return Progress(state, done, done, evaluated, evaluated, metadata["evaluation"])
+    evaluation, health = metadata["evaluation"], metadata.get("health", {})
+    return Progress(state, done, done, evaluated, evaluated, evaluation, health)
 
 
 def say(text: str) -> None:

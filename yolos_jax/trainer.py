@@ -40,6 +40,7 @@ def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, 
     log = runlog.RunLog(
         run.workdir,
         step=progress.step,
+        evaluated=progress.evaluated,
         total_steps=run.total_steps,
         batch_size=run.config.batch_size,
         every=run.config.log.every_steps,
@@ -47,9 +48,11 @@ def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, 
     with launch.Preemption() as preemption, log:
         try:
             return Trainer(run, progress, preemption, log).fit()
-        finally:
-            # Whatever ended the run: a checkpoint that is being written is worth the wait.
+        except ValueError:
+            # All processes stop for the same reason: a checkpoint that is being written will be
+            # complete. Where one is gone or its disk is full it will not, and the wait is long.
             run.checkpoints.wait()
+            raise
 
 
 class Trainer:
@@ -67,13 +70,16 @@ class Trainer:
         self.preemption = preemption
         self.log = log
         self.started = time.monotonic()
-        self.unread = None  # the step whose metrics are still on the device
+        self.unread = None  # the step whose metrics are still on the device, and what was read
         self.results: list[dict] | None = None  # COCO results of the last evaluation
         self.health = Health(
             run.workdir,
             num_images=len(run.data.train),
             max_bad_fraction=run.config.data.max_bad_fraction,
             max_skipped=run.config.optimizer.max_skipped,
+            first_step=progress.step,
+            counts=progress.health,
+            writes=jax.process_index() == 0,
         )
 
     def fit(self) -> dict:
@@ -114,27 +120,37 @@ class Trainer:
     def train_on(self, host_batch: HostBatch) -> None:
         """One optimiser step; then reads the numbers of the step before, which is done by now."""
         run, step = self.run, self.progress.step
-        for message in self.health.note_unreadable(host_batch.unreadable):
-            self.log.say(f"not read: {message}")
+        run.checkpoints.check()
         parts = mesh.put_microbatches(host_batch, run.mesh, run.config.microbatches)
         self.progress.state, metrics = run.train_step(
             self.progress.state, parts, host_batch.bucket, run.schedule(step)
         )
         self.progress.step = step + 1
         self.read_metrics()
-        self.unread = (step, host_batch.image_ids, metrics)
+        self.unread = (step, host_batch.unreadable, metrics)
 
     def read_metrics(self) -> None:
         """Takes in the numbers of the last step but one: reading them waits for nothing."""
         if self.unread is None:
             return
-        step, image_ids, metrics = self.unread
+        step, unreadable, metrics = self.unread
         self.unread = None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.health.check(step, self.run.config.batch_size, image_ids, metrics)
+        # Numbers of the global batch: every process finds the same, and asks the others for words
+        # when they do.
+        batch_size = self.run.config.batch_size
+        if metrics["images"] < batch_size:
+            self.name_unreadable(unreadable)
+        image_ids = () if metrics["finite"] else self.run.image_ids(step)
+        self.health.check(step, batch_size, image_ids, metrics)
         self.log.step(
             step, metrics, lr=self.run.schedule(step), epoch=step / self.run.steps_per_epoch
         )
+
+    def name_unreadable(self, messages: Sequence[str]) -> None:
+        """Collects from all processes why pictures could not be read; each must call it."""
+        for message in self.health.note_unreadable(mesh.gather_texts(messages)):
+            self.log.say(f"not read: {message}")
 
     def evaluate(self) -> bool:
         """Scores the validation split; returns whether it was finished (False: asked to stop)."""
@@ -154,8 +170,8 @@ class Trainer:
             )
         except StopRequested:
             return False
-        for message in self.health.note_unreadable(result.messages):
-            self.log.say(f"not read: {message}")
+        if result.unreadable:
+            self.name_unreadable(result.messages)
         self.health.check_validation(len(result.unreadable), len(run.data.val))
         progress.evaluated = progress.step
         progress.evaluation = result.metrics
@@ -167,6 +183,7 @@ class Trainer:
         """Passes batches on until a request to stop arrives; then raises StopRequested."""
         with contextlib.closing(batches):
             for batch in batches:
+                self.run.checkpoints.check()
                 if self.preemption.requested(self.progress.step):
                     raise StopRequested
                 yield batch
@@ -186,6 +203,7 @@ class Trainer:
             "epoch": progress.step / run.steps_per_epoch,
             "evaluated": progress.evaluated,
             "evaluation": progress.evaluation,
+            "health": self.health.counts(),
         }
         run.checkpoints.save(
             progress.step,
