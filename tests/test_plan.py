@@ -11,7 +11,14 @@ from benchmarks.coco_like import coco_like
 from configs import finetune, shapes, yolos_s, yolos_ti
 from yolos_jax.data import augment, sizes
 from yolos_jax.data.index import Index
-from yolos_jax.data.plan import EvalRecipe, Recipe, choose_buckets, make_eval_plan, make_plan
+from yolos_jax.data.plan import (
+    EvalRecipe,
+    Recipe,
+    choose_buckets,
+    join,
+    make_eval_plan,
+    make_plan,
+)
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap
 
@@ -71,6 +78,22 @@ def test_a_plan_is_a_pure_function(coco, buckets):
     prints = {plan_of(coco, buckets, **change).fingerprint() for change in others}
     assert len(prints | {plan.fingerprint()}) == 5
     assert choose_buckets(coco, RECIPE, 8, 128, 101) == buckets
+
+
+def test_joined_plans_are_their_steps_one_after_the_other(coco, buckets):
+    epochs = [plan_of(coco, buckets, epoch=epoch) for epoch in range(3)]
+    joined = join(epochs)
+    assert joined.steps == sum(plan.steps for plan in epochs)
+    for name in ("rows", "flip", "crop", "size", "grid", "bucket", "boxes_cxcywh", "labels"):
+        expected = np.concatenate([getattr(plan, name) for plan in epochs])
+        np.testing.assert_array_equal(getattr(joined, name), expected)
+    step = epochs[0].steps + 2  # the third step of the second epoch
+    first, last = joined.box_offsets[[step * 16, step * 16 + 16]]
+    own_first, own_last = epochs[1].box_offsets[[2 * 16, 3 * 16]]
+    np.testing.assert_array_equal(
+        joined.boxes_cxcywh[first:last], epochs[1].boxes_cxcywh[own_first:own_last]
+    )
+    assert join(epochs[:1]).fingerprint() == epochs[0].fingerprint()
 
 
 def test_what_happens_to_a_picture_does_not_depend_on_the_batches(coco, buckets):

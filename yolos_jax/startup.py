@@ -20,6 +20,8 @@ from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 
+MIN_STEPS_READ = 64
+
 
 @dataclasses.dataclass
 class Progress:
@@ -84,20 +86,23 @@ class Run:
     def train_batches(self, first_step: int) -> Iterator[HostBatch]:
         """This host's batches from a step to the end of the run, epoch after epoch."""
 
-        def open_epoch(number: int, offset: int = 0):
-            if number >= self.config.epochs:
+        # Epochs of few steps are read together: beginning to read costs as much as many steps.
+        together = -(-MIN_STEPS_READ // self.steps_per_epoch)
+
+        def open_epochs(first: int, offset: int = 0):
+            numbers = range(first, min(first + together, self.config.epochs))
+            if not numbers:
                 return None
-            return self._batches(
-                self.data.train, self.train_plan(number), self.config.microbatches, offset
-            )
+            plan = plan_lib.join([self.train_plan(number) for number in numbers])
+            return self._batches(self.data.train, plan, self.config.microbatches, offset)
 
         epoch, offset = divmod(first_step, self.steps_per_epoch)
-        opened = [open_epoch(epoch, offset)]
+        opened = [open_epochs(epoch, offset)]
         try:
             while opened[0] is not None:
-                # The next epoch begins to read while this one trains: no pause between them.
-                epoch += 1
-                opened.append(open_epoch(epoch))
+                # The next epochs begin to be read while these train: no pause between them.
+                epoch += together
+                opened.append(open_epochs(epoch))
                 yield from opened[0]
                 del opened[0]
         finally:
