@@ -8,6 +8,7 @@ cells are laid out along the sequence, patch n at (n // c, n % c).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -111,38 +112,48 @@ def make_resizer(
     )
 
 
-def token_positions(table: dict[str, Array], resizer: Resizer) -> Array:
+def token_positions(
+    table: dict[str, Array], resizer: Resizer, place: Callable[[Array], Array] = lambda x: x
+) -> Array:
     """One position vector per token, in the sequence's order.
 
     Args:
       table: ``cls`` [1, D], ``det`` [Q, D], ``grid`` [h, w, D], float32.
       resizer: for tables of h x w.
+      place: says of arrays [B, ...] on which devices they are. Without it the compiler leaves
+        tables that are spread over devices where they are, and moves what is made of them.
 
     Returns:
       float32 [B, 1 + Q + N, D], zeros for padding.
     """
-    cells = resize(table["grid"], resizer.row_weights, resizer.col_weights)
+    cells = resize(table["grid"], resizer.row_weights, resizer.col_weights, place)
     patches = cells_to_patches(cells, resizer.placement)
     first = jnp.concatenate([table["cls"], table["det"]])
     first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
-    return jnp.concatenate([first, patches], axis=1)
+    return place(jnp.concatenate([place(first), patches], axis=1))
 
 
-def resize(table: Array, row_weights: Array, col_weights: Array) -> Array:
+def resize(
+    table: Array,
+    row_weights: Array,
+    col_weights: Array,
+    place: Callable[[Array], Array] = lambda x: x,
+) -> Array:
     """Resizes one table for every image.
 
     Args:
       table: float32 [h, w, D].
       row_weights: float32 [B, R, h].
       col_weights: float32 [B, C, w].
+      place: as ``token_positions`` takes it.
 
     Returns:
       float32 [B, R * C, D].
     """
     # The accelerators' default precision is 3e-3 wrong here.
     highest = jax.lax.Precision.HIGHEST
-    rows = jnp.einsum("brh,hwd->brwd", row_weights, table, precision=highest)
-    cells = jnp.einsum("bcw,brwd->brcd", col_weights, rows, precision=highest)
+    rows = place(jnp.einsum("brh,hwd->brwd", row_weights, table, precision=highest))
+    cells = place(jnp.einsum("bcw,brwd->brcd", col_weights, rows, precision=highest))
     return cells.reshape(cells.shape[0], -1, cells.shape[-1])
 
 

@@ -32,7 +32,7 @@ class Mid(NamedTuple):
     tables: dict[str, Array]  # as ``position.token_positions`` takes them, L - 1 on axis 0.
     resizer: position.Resizer
 
-    def positions(self, index: Array) -> Array:
+    def positions(self, index: Array, place: Place) -> Array:
         """float32 [B, T, D] to add after block ``index``; zeros after the last.
 
         Picked inside the scanned block, one table is alive at a time; the gradient is added in
@@ -44,7 +44,7 @@ class Mid(NamedTuple):
         def pick(tables):
             return jnp.where(index < last, tables[jnp.minimum(index, last - 1)], 0)
 
-        return position.token_positions(jax.tree.map(pick, self.tables), self.resizer)
+        return position.token_positions(jax.tree.map(pick, self.tables), self.resizer, place)
 
 
 def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
@@ -141,7 +141,7 @@ class Block(nn.Module):
         tokens = self.place(tokens + Mlp(self.mlp_width, self.dtype, name="mlp")(normed))
         captured = (tokens, q, k) if self.capture else None
         if mid is not None:
-            tokens += mid.positions(index)
+            tokens += mid.positions(index, self.place)
         return tokens, captured
 
 

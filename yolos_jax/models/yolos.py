@@ -135,12 +135,12 @@ class Backbone(nn.Module):
         real = placement.cell_of_valid & batch.image_valid[:, None]
         patches = jnp.where(real[..., None], batch.patches, 0)
         embed = _linear(config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed")
-        patches = embed(patches)
+        patches = self.place(embed(patches))
         first = jnp.concatenate([cls, det])
         first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
         tokens = jnp.concatenate([first, patches], axis=1)
         resizer = position.make_resizer(config.position_grid, batch.grid, placement, self.bounds)
-        return tokens + position.token_positions(table, resizer)
+        return tokens + position.token_positions(table, resizer, self.place)
 
     def _mid(self, grid: Array, placement: position.Placement) -> vit.Mid | None:
         config = self.config
@@ -169,8 +169,9 @@ class Head(nn.Module):
         for index, features in enumerate((width, width, self.features)):
             tokens = _linear(features, width, jnp.float32, f"layers_{index}")(tokens)
             if index < 2:
-                # Not nn.relu: zeros as large as its input, on every device, would be residuals.
-                tokens = jnp.where(tokens <= 0, 0, tokens)
+                # Not nn.relu, which leaves the backward pass zeros as large as the whole batch's
+                # tokens, on every device.
+                tokens = tokens * (tokens > 0)
         return tokens
 
 

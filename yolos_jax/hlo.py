@@ -1,0 +1,214 @@
+"""Which collectives a compiled program holds, read from its text.
+
+The text is what ``jax.stages.Compiled.as_text`` gives: HLO after partitioning and optimisation, for
+one device of all. Read are the forms that the compilers for CPU, GPU and TPU write: plain ones,
+pairs of ``-start`` and ``-done``, those inside ``async-start`` and inside fusions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+class Collective(NamedTuple):
+    """One collective instruction."""
+
+    kind: str  # of KINDS; a fusion of all-reduce and slice on TPU is a 'reduce-scatter'
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of every array it gives
+    bytes: int  # of the whole arrays, gathered or not yet scattered, on one device
+    group: int  # devices that take part together; 0: all
+    asynchronous: bool  # other work may run between its start and its end
+    in_loop: bool
+    times: int  # how often a run of the program executes it, where loops say so; else 1
+    source: str  # the operation of jax it stems from, '' where unknown
+
+    @property
+    def total_bytes(self) -> int:
+        """Over one run of the program."""
+        return self.bytes * self.times
+
+
+class _Instruction(NamedTuple):
+    name: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str  # attributes
+
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[fsuc]\d+)\[([\d,]*)\]")
+_OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+
+
+def collectives(text: str) -> list[Collective]:
+    """Returns every collective of a program, in the order of its text.
+
+    One that stands in a loop stands here once, with the number of times it is executed.
+
+    Args:
+      text: of ``jax.stages.Compiled.as_text``.
+    """
+    computations = dict(_computations(text))
+    times = _executions(computations)
+    wrapped = {  # computations that run beside others, between a start and a done
+        called
+        for instructions in computations.values()
+        for one in instructions
+        if one.opcode == "async-start"
+        for called in _called(one)
+    }
+    scattering = _scattering_fusions(computations)
+    found = []
+    for name, instructions in computations.items():
+        types = {one.name: one.arrays for one in instructions}
+        for one in instructions:
+            kind = one.opcode.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            arrays, size = _payload(one, types)
+            count, in_loop = times.get(name, (1, False))
+            source = _SOURCE.search(one.rest)
+            found.append(
+                Collective(
+                    kind="reduce-scatter" if name in scattering else kind,
+                    arrays=arrays,
+                    bytes=size,
+                    group=_group(one.rest),
+                    asynchronous=one.opcode.endswith("-start") or name in wrapped,
+                    in_loop=in_loop,
+                    times=count,
+                    source=source.group(1) if source else "",
+                )
+            )
+    return found
+
+
+def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of an array of a type as HLO names it: ``f32``, ``bf16``, ``pred``."""
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype).group())
+    return math.ceil(math.prod(shape) * bits / 8)
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
+    """Every computation of a module by name; the entry comes last."""
+    name, instructions = None, []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name, instructions = match.group(1), []
+        elif line.startswith("}") and name is not None:
+            yield name, instructions
+            name = None
+        elif name is not None and (match := _INSTRUCTION.match(line)):
+            instructions.append(_instruction(*match.groups()))
+
+
+def _instruction(name: str, definition: str) -> _Instruction:
+    opcode = _OPCODE.search(definition)
+    if opcode is None:
+        return _Instruction(name, (), "", (), "")
+    end = _closing(definition, opcode.end())
+    operands, rest = definition[opcode.end() : end], definition[end + 1 :]
+    return _Instruction(
+        name,
+        _arrays(definition[: opcode.start()]),
+        opcode.group(1),
+        tuple(_OPERAND.findall(operands)),
+        rest,
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Place of the parenthesis that closes one opened before ``start``; layouts hold pairs."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return len(text)
+
+
+def _arrays(types: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(
+        (dtype, tuple(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in _ARRAY.findall(types)
+    )
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    names = _CALLED.findall(instruction.rest)
+    for branches in _BRANCHES.findall(instruction.rest):
+        names += [name.strip().lstrip("%") for name in branches.split(",")]
+    return names
+
+
+def _executions(computations: dict) -> dict[str, tuple[int, bool]]:
+    """How often every computation runs, and whether in a loop; callees stand before callers."""
+    times: dict[str, tuple[int, bool]] = {}
+    for name in reversed(computations):
+        count, in_loop = times.setdefault(name, (1, False))
+        for one in computations[name]:
+            looped = one.opcode == "while"
+            trips = _TRIPS.search(one.rest) if looped else None
+            inner = count * int(trips.group(1)) if trips else count
+            for called in _called(one):
+                before, was_in_loop = times.get(called, (0, False))
+                times[called] = (max(before, inner), was_in_loop or in_loop or looped)
+    return times
+
+
+def _scattering_fusions(computations: dict) -> set[str]:
+    """Computations of fusions that reduce and keep a slice: reduce-scatters as TPUs run them."""
+    return {
+        called
+        for instructions in computations.values()
+        for one in instructions
+        if one.opcode == "fusion" and one.name.startswith("all-reduce-scatter")
+        for called in _called(one)
+    }
+
+
+def _payload(
+    one: _Instruction, types: dict[str, tuple]
+) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], int]:
+    """What a collective gives, and bytes of the larger of what it takes and what it gives."""
+    taken = [array for operand in one.operands for array in types.get(operand, ())]
+    given = one.arrays
+    if one.opcode in ("all-gather-start", "collective-permute-start"):
+        # Their type is a tuple: operands, results, and contexts on some devices.
+        given = given[len(taken) : 2 * len(taken)] if taken else given[len(given) // 2 :]
+    sizes = [sum(array_bytes(*array) for array in arrays) for arrays in (taken, given)]
+    return tuple(given), max(sizes)
+
+
+def _group(attributes: str) -> int:
+    if match := _IOTA_GROUPS.search(attributes):
+        return int(match.group(2))
+    if match := _MESH_GROUPS.search(attributes):
+        sizes = dict(axis.split("=") for axis in match.group(1).split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in match.group(2).split(","))
+    if match := _GROUPS.search(attributes):
+        return len([member for member in match.group(1).split(",") if member])
+    return 0
