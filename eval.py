@@ -3,7 +3,9 @@
     python eval.py --checkpoint runs/yolos_s --data_root /data/coco [--results found.json]
 
 The configuration is the checkpoint's; ``--set preprocess.size=512 model.dtype=float32`` changes
-what may be changed. The last line printed is JSON.
+what may be changed. The last line printed is JSON. Several processes start as those of train.py
+do: by themselves in a cluster, elsewhere with ``--set mesh.coordinator=HOST:PORT
+mesh.num_processes=2 mesh.process_id=0``.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ import contextlib
 import difflib
 import json
 import os
-import sys
+import signal
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from configs import common
 
+# How this process finds the others; nothing of the run that wrote the checkpoint.
+LAUNCH = (
+    "mesh.distributed",
+    "mesh.coordinator",
+    "mesh.num_processes",
+    "mesh.process_id",
+    "mesh.wait_seconds",
+)
 # What neither the checkpoint's arrays nor what it has learnt fix.
 SETTABLE = (
     "model.attention",
@@ -38,6 +48,7 @@ SETTABLE = (
     "data.workers",
     "data.prefetch",
     "mesh.fsdp",
+    *LAUNCH,
 )
 
 
@@ -80,7 +91,7 @@ def checkpoint_config(metadata: dict) -> ConfigDict:
         values = metadata[section] if section in ("model", "preprocess") else stored[section]
         if isinstance(values, dict) and section in config:
             for key, value in values.items():
-                if key in config[section]:
+                if key in config[section] and f"{section}.{key}" not in LAUNCH:
                     # JSON knows no tuples.
                     config[section][key] = tuple(value) if isinstance(value, list) else value
     return config
@@ -124,10 +135,9 @@ def override(config: ConfigDict, setting: str) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Evaluates; returns the summary that becomes the last line."""
     # Here, so that --help answers at once.
-    import jax
+    from yolos_jax import checkpoint, evaluator, launch, settings
 
-    from yolos_jax import checkpoint, evaluator, settings
-
+    join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
     config = checkpoint_config(metadata)
     for setting in args.settings:
@@ -142,16 +152,31 @@ def run(args: argparse.Namespace) -> dict:
         images=args.images or f"{args.split}2017",
         subset=args.subset,
     )
-    if jax.process_index() == 0:
+    if launch.is_first():
         print(f"{args.checkpoint}: step {metadata['step']}, {metadata['source']}")
     found, summary = evaluator.evaluate_checkpoint(
         params, metadata, config, split, padding=args.reference_padding
     )
     summary |= {"checkpoint": os.path.abspath(args.checkpoint), "split": args.split}
-    if args.results and jax.process_index() == 0:
+    if args.results and launch.is_first():
         write_whole(args.results, found.results)
         summary["results"] = os.path.abspath(args.results)
     return summary
+
+
+def join(args: argparse.Namespace) -> None:
+    """Joins the other processes of this evaluation, if there are any."""
+    from yolos_jax import launch
+
+    config = common.get_config()
+    for setting in args.settings:
+        if setting.startswith("mesh."):
+            override(config, setting)
+    shared = [text for text in args.settings if text.partition("=")[0] not in LAUNCH]
+    before = signal.getsignal(signal.SIGTERM)
+    launch.initialise(config.mesh, vars(args) | {"settings": shared})
+    # Of several processes jax takes note of SIGTERM; an evaluation has nothing to save.
+    signal.signal(signal.SIGTERM, before)
 
 
 def write_whole(path: str, results: list[dict]) -> None:
@@ -170,11 +195,14 @@ def write_whole(path: str, results: list[dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    from yolos_jax import launch
+
     try:
         summary = run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"eval.py: {error}")
-    print(json.dumps(summary))
+        launch.fail(f"eval.py: {error}")
+    if launch.is_first():
+        print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs.common import CHANGEABLE_ON_RESUME
+from yolos_jax import preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if missing.")
@@ -97,15 +98,23 @@ def main(argv: list[str]) -> None:
     del argv
     # Libraries tell their whole story at INFO; what a run has to say it prints.
     logging.set_verbosity(logging.WARNING)
-    from yolos_jax import launch, trainer
-
     try:
-        summary = trainer.train(
-            _CONFIG.value, _WORKDIR.value, changeable_on_resume=CHANGEABLE_ON_RESUME
-        )
+        with preemption.Preemption() as asked:  # while importing, too
+            from yolos_jax import launch, trainer
+
+            summary = trainer.train(
+                _CONFIG.value,
+                _WORKDIR.value,
+                changeable_on_resume=CHANGEABLE_ON_RESUME,
+                preemption=asked,
+            )
+    except preemption.Stopped as reason:
+        print(f"train.py: {reason}, before the first step; nothing to save", file=sys.stderr)
+        return
     except (ValueError, OSError) as error:
         launch.fail(f"train.py: {error}")
-    print(json.dumps(summary))
+    if launch.is_first():
+        print(json.dumps(summary))
 
 
 if __name__ == "__main__":

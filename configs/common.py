@@ -150,8 +150,8 @@ def _mesh() -> ConfigDict:
     """Devices and processes."""
     mesh = ConfigDict()
     mesh.fsdp = 1  # devices that share one copy of the parameters
-    mesh.distributed = ""  # '': one process; 'auto': one of several (TPU pod, SLURM, ...)
-    mesh.coordinator = ""  # host:port where the processes meet; '': as mesh.distributed says
+    mesh.distributed = "auto"  # join the cluster that jax recognises, if any; 'off': alone
+    mesh.coordinator = ""  # host:port of process 0, without a cluster; '': as mesh.distributed says
     mesh.num_processes = 1  # with a coordinator: how many processes there are
     mesh.process_id = 0  # with a coordinator: which one this is
     mesh.wait_seconds = 300  # for the other processes at the start
@@ -181,6 +181,8 @@ def _log() -> ConfigDict:
     log = ConfigDict()
     log.every_steps = 50
     log.pictures = 8  # validation pictures drawn with their predictions at the end
+    log.watchdog_seconds = 1800  # a step that takes longer, compiling included, is dumped; 0: none
+    log.watchdog_exit = False  # then end the run with an error; False: go on waiting
     return log
 
 
@@ -213,4 +215,6 @@ CHANGEABLE_ON_RESUME = (
     "eval.batch_size",
     "log.every_steps",
     "log.pictures",
+    "log.watchdog_seconds",
+    "log.watchdog_exit",
 )

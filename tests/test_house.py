@@ -14,6 +14,7 @@ PACKAGE = ROOT / "yolos_jax"
 # import each other.
 ORDER = [
     ["boxes", "labels", "batch", "health", "hlo"],
+    ["watchdog", "cluster", "preemption"],
     ["data.sizes"],
     ["data.image"],
     ["data.problems", "data.coco"],
@@ -33,6 +34,8 @@ ORDER = [
     ["models.build"],
     ["matching", "losses"],
     ["optimizer", "schedules"],
+    ["agreement", "meeting"],
+    ["waiting"],
     ["mesh", "launch", "pullback", "programs"],
     ["train_state"],
     ["passes"],

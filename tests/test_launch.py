@@ -1,14 +1,16 @@
-"""A request to stop becomes a flag; a second one ends the process."""
+"""How a run starts alone, is asked to stop, and ends."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 
 from configs import common
+from tests.processes import ROOT
 from yolos_jax import launch
 
 
@@ -16,6 +18,7 @@ from yolos_jax import launch
 def test_a_signal_becomes_a_request_once(number, capsys):
     before = signal.getsignal(number)
     with launch.Preemption() as preemption:
+        preemption.ready()
         assert not preemption.requested(3)
         assert signal.getsignal(number) != before
         os.kill(os.getpid(), number)
@@ -23,6 +26,31 @@ def test_a_signal_becomes_a_request_once(number, capsys):
         assert signal.getsignal(number) == before  # the second one acts as it always did
     assert "leaving at step 4" in capsys.readouterr().err
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_before_there_is_a_state_a_signal_ends_the_start(number):
+    before = signal.getsignal(number)
+    with pytest.raises(launch.Stopped, match="asked to stop"), launch.Preemption():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_request_that_a_library_swallowed_is_not_lost():
+    with launch.Preemption() as preemption:
+        with pytest.raises(launch.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(launch.Stopped):
+            preemption.ready()
+
+
+def test_listening_twice_listens_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with launch.Preemption() as preemption:
+        with preemption:
+            preemption.ready()
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_handlers_are_put_back():
@@ -43,16 +71,31 @@ def test_several_processes_agree_by_counting_questions(monkeypatch):
     monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", reached)
     before = signal.getsignal(signal.SIGTERM)
     with launch.Preemption() as preemption:
-        assert signal.getsignal(signal.SIGTERM) == before  # jax's own
+        preemption.ready()
+        listening = signal.getsignal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
         assert [preemption.requested(7) for _ in range(3)] == [False, False, True]
     assert asked == [1, 2, 3]
+    assert signal.getsignal(signal.SIGTERM) == listening  # jax's own: nothing is put in its place
+    signal.signal(signal.SIGTERM, before)
 
 
-def test_a_process_on_its_own_does_nothing_at_start():
+def test_listening_begins_without_jax():
+    code = "import sys, yolos_jax.preemption; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_process_on_its_own_does_nothing_at_start(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("it is alone")
+
+    monkeypatch.setattr("jax.distributed.initialize", never)
     hook = sys.excepthook
-    mesh = common.get_config().mesh
-    launch.initialise(mesh)
+    launch.initialise(common.get_config().mesh, {})
     assert sys.excepthook is hook
-    mesh.distributed = "maybe"
-    with pytest.raises(ValueError, match="distributed is 'maybe'; expected '' or 'auto'"):
-        launch.initialise(mesh)
+
+
+def test_alone_an_error_is_a_line_and_a_code():
+    with pytest.raises(SystemExit) as stop:
+        launch.fail("train.py: no data")
+    assert stop.value.code == "train.py: no data"  # printed, exit code 1

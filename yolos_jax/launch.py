@@ -1,105 +1,158 @@
-"""How a run starts on one process or many, and how it is asked to stop."""
+"""How a run starts on one process or many, and how it ends when something goes wrong."""
 
 from __future__ import annotations
 
+import atexit
 import os
-import signal
 import sys
+import threading
+import time
 import traceback
-from types import FrameType, TracebackType
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from yolos_jax import agreement, cluster, waiting
+from yolos_jax.meeting import Meeting
+from yolos_jax.preemption import Preemption, Stopped
 
-def initialise(config: ConfigDict) -> None:
+__all__ = ["Preemption", "Stopped", "end", "fail", "initialise", "is_first"]
+
+OWN_REASON_SECONDS = 2  # for every process to report itself what ends all of them
+
+
+def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | None = None) -> None:
     """Joins the processes of a run; call it before anything else touches jax.
 
+    The same command starts everywhere. With a ``coordinator`` this is process ``process_id`` of
+    ``num_processes`` that meet there; else it joins the cluster that jax recognises (TPU pod
+    slices, SLURM, Open MPI, indexed Kubernetes jobs) if that has several processes; else it is on
+    its own, at once.
+
     Args:
-      config: ``config.mesh``. With a ``coordinator`` this is process ``process_id`` of
-        ``num_processes`` that meet there; else with ``distributed`` 'auto' it joins the cluster
-        that jax recognises; else ('') it is on its own.
+      config: ``config.mesh``.
+      settings: of the run, compared with those of the other processes.
+      folder: its work directory, which all processes must see; None: it has none.
 
     Raises:
-      ValueError: values that make no start.
+      ValueError: values that make no start, or processes that do not agree.
+      OSError: not all processes came; says how many of how many.
+      Stopped: this process, or another, was asked to stop meanwhile.
     """
-    if config.distributed not in ("", "auto"):
-        raise ValueError(f"mesh.distributed is {config.distributed!r}; expected '' or 'auto'")
-    if not (config.coordinator or config.distributed):
+    place = cluster.find(config, say=_tell)
+    if place is None:
         return
+    meeting = waiting.meet(place, config.wait_seconds, _tell)
+    try:
+        meeting.agree(agreement.facts(settings), agreement.differences)
+        if folder is not None:
+            _share_folder(meeting, folder)
+    except Stopped:
+        meeting.stop()
+        raise
+    together = _Together(meeting)
+    meeting.watch(together.end)
     # Between processes the CPU needs to be told how to talk; accelerators do not look at it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if config.coordinator:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.num_processes,
-            config.process_id,
-            initialization_timeout=config.wait_seconds,
+    jax.distributed.initialize(
+        place.address,
+        place.count,
+        place.number,
+        local_device_ids=place.local_devices,
+        cluster_detection_method="deactivate",  # It was asked above.
+        initialization_timeout=config.wait_seconds,
+    )
+    # After jax, which waits at exit until all processes are there: so this is run first.
+    atexit.register(meeting.leave)
+    sys.excepthook = together.report
+
+
+def _share_folder(meeting: Meeting, folder: Path) -> None:
+    first = meeting.place.number == 0
+    token = agreement.Token(folder) if first else None
+    name, problem = meeting.tell([token.path.name, token.problem] if token else None)
+    try:
+        if problem:
+            raise ValueError(problem)
+        meeting.agree(
+            agreement.look_for(folder, name),
+            lambda unseen: agreement.judge_folder(folder, unseen),
         )
-    else:
-        jax.distributed.initialize()
-    sys.excepthook = _report_and_exit
+    finally:
+        if token:
+            token.remove()
 
 
-def _report_and_exit(
-    kind: type[BaseException], error: BaseException, where: TracebackType | None
-) -> None:
-    # Left to itself a process that failed waits for the others at exit, and they wait for it.
-    traceback.print_exception(kind, error, where)
-    sys.stderr.flush()
-    os._exit(1)
+class _Together:
+    """How one of several processes ends.
+
+    Left to itself it would wait for the others at exit, and they for it. What it ends with, the
+    others are told. All stay for a moment, process 0 longest: who loses its partners, or jax's
+    service on process 0, reports that and not what happened.
+    """
+
+    def __init__(self, meeting: Meeting):
+        self.meeting = meeting
+        self._reporting = threading.Lock()
+
+    def report(
+        self, kind: type[BaseException], error: BaseException, where: TracebackType | None
+    ) -> None:
+        """Instead of ``sys.excepthook``."""
+        traceback.print_exception(kind, error, where)
+        self.fail("".join(traceback.format_exception_only(kind, error)))
+
+    def fail(self, message: str) -> None:
+        """Ends this process, which has said why, and through the meeting all others."""
+        self._reporting.acquire(blocking=False)
+        self.meeting.fail(message)
+        if self.meeting.place.number:
+            time.sleep(2 * OWN_REASON_SECONDS)
+        else:
+            self.meeting.outlast(3 * OWN_REASON_SECONDS)
+        _exit()
+
+    def end(self, why: str) -> None:
+        """Ends this process because of another one; its own reason, if it has one, goes first."""
+        time.sleep(OWN_REASON_SECONDS)
+        if not self._reporting.acquire(blocking=False):
+            return
+        _tell(f"this run is over: {why}")
+        if not self.meeting.place.number:
+            self.meeting.outlast(2 * OWN_REASON_SECONDS)
+        _exit()
 
 
 def fail(message: str) -> None:
     """Ends the program with a message; one of several processes does not wait for the others."""
-    print(message, file=sys.stderr, flush=True)
-    if sys.excepthook is _report_and_exit:
-        os._exit(1)
-    sys.exit(1)
+    if isinstance(getattr(sys.excepthook, "__self__", None), _Together):
+        end(message)
+    sys.exit(message)
 
 
-class Preemption:
-    """Turns a request to stop into a question that a loop can ask: ``with Preemption() as asked``.
+def end(message: str) -> None:
+    """Ends the program with a message, from any thread, without waiting for anything."""
+    _tell(message)
+    together = getattr(sys.excepthook, "__self__", None)
+    if isinstance(together, _Together):
+        together.fail(message)
+    _exit()
 
-    A process on its own listens to SIGTERM and SIGINT; a second one of either ends it at once. Of
-    several processes any may get SIGTERM, and all are told at the same question.
-    """
 
-    def __init__(self) -> None:
-        self._signal = 0
-        self._questions = 0
-        self._previous: dict[int, Any] = {}
+def is_first() -> bool:
+    """Whether this process is the one that prints what all know."""
+    return jax.process_index() == 0
 
-    def __enter__(self) -> Preemption:
-        if jax.process_count() == 1:  # Among several jax listens to SIGTERM itself.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
 
-    def __exit__(self, *unused: object) -> None:
-        for number in list(self._previous):
-            signal.signal(number, self._previous.pop(number))
+def _exit() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop now; every process must ask equally often.
 
-        Args:
-          step: of the run, for the message.
-        """
-        self._questions += 1
-        if jax.process_count() > 1:
-            # Answers True at one number, which lies ahead of all processes. A step would not do:
-            # an evaluation asks many times in one step.
-            stop = multihost_utils.reached_preemption_sync_point(self._questions)
-        else:
-            stop = bool(self._signal)
-        if stop and jax.process_index() == 0:
-            print(f"asked to stop, leaving at step {step}", file=sys.stderr, flush=True)
-        return stop
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self._signal = number
-        self.__exit__()
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

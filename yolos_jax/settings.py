@@ -105,6 +105,7 @@ def check(config: ConfigDict) -> None:
         section, name = key.split(".")
         expect(key, config[section][name] >= 0, "0 or more")
     expect("log.every_steps", config.log.every_steps >= 1, "at least 1")
-    expect("log.pictures", config.log.pictures >= 0, "0 or more")
+    for key in ("pictures", "watchdog_seconds"):
+        expect(f"log.{key}", config.log[key] >= 0, "0 or more")
     if wrong:
         raise ValueError("configuration:\n  " + "\n  ".join(wrong))

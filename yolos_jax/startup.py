@@ -11,7 +11,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from yolos_jax import datasets, launch, mesh, optimizer, report, runlog, schedules, settings, step
+from yolos_jax import (
+    agreement,
+    datasets,
+    launch,
+    mesh,
+    optimizer,
+    report,
+    runlog,
+    schedules,
+    settings,
+    step,
+)
 from yolos_jax.batch import HostBatch
 from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
 from yolos_jax.convert import start
@@ -19,6 +30,7 @@ from yolos_jax.data import pipeline
 from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
+from yolos_jax.watchdog import Watchdog
 
 MIN_STEPS_READ = 64
 
@@ -131,9 +143,10 @@ def prepare(
 
     Raises:
       ValueError: anything about configuration, data, start or work directory that does not fit.
+      OSError: not all processes of the run came.
     """
-    launch.initialise(config.mesh)
     folder = Path(workdir).expanduser().resolve()
+    launch.initialise(config.mesh, config, folder)
     begun = checkpoints = None
     if (folder / "checkpoints").exists():
         checkpoints = open_checkpoints(config, folder)
@@ -193,9 +206,23 @@ def build(config: ConfigDict, folder: Path) -> Run:
     )
     first_plan = run.train_plan(0)
     run.metadata.update(describe_checkpoint(config, label_map, first_plan))
+    agreement.check_data(
+        {
+            "training pictures and annotations": first_plan.fingerprint(),
+            "validation pictures and annotations": data.eval_plan.fingerprint(),
+            "classes": str(label_map.to_json()),
+        }
+    )
     groups = optimizer.describe_groups(trainable, frozen, config.optimizer.weight_decay)
     say(report.describe_run(run, first_plan, groups))
     return run
+
+
+def watchdog(run: Run) -> Watchdog:
+    """Watches over the run from its first step on, as ``config.log`` says."""
+    log = run.config.log
+    path = run.workdir / f"watchdog_{jax.process_index()}.txt"
+    return Watchdog(log.watchdog_seconds, path, launch.end if log.watchdog_exit else None)
 
 
 def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:

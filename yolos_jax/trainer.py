@@ -14,19 +14,27 @@ from ml_collections import ConfigDict
 from yolos_jax import evaluation, launch, mesh, runlog, startup, visualize
 from yolos_jax.batch import HostBatch
 from yolos_jax.health import Health
+from yolos_jax.watchdog import Watchdog
 
 
 class StopRequested(Exception):
     """Evaluation was left because the run is to stop."""
 
 
-def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, ...] = ()) -> dict:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    changeable_on_resume: tuple[str, ...] = (),
+    preemption: launch.Preemption | None = None,
+) -> dict:
     """Trains from the configuration, or goes on from the last checkpoint in the work directory.
 
     Args:
       config: as ``configs/common.py`` describes.
       workdir: folder of the run; made when missing.
       changeable_on_resume: keys that may differ from those of the run that is resumed.
+      preemption: listens already; by default it does from now on.
 
     Returns:
       ``AP``, ``AP50`` (of the last evaluation, None when stopped before one), ``seconds``,
@@ -35,24 +43,28 @@ def train(config: ConfigDict, workdir: str, *, changeable_on_resume: tuple[str, 
     Raises:
       ValueError: the configuration, the data or the work directory do not allow to start, or
         training met too many unreadable pictures or non-finite steps.
+      OSError: not all processes of the run came, or a checkpoint could not be written.
+      launch.Stopped: asked to stop before there was a state to save.
     """
-    run, progress = startup.prepare(config, workdir, changeable_on_resume)
-    log = runlog.RunLog(
-        run.workdir,
-        step=progress.step,
-        evaluated=progress.evaluated,
-        total_steps=run.total_steps,
-        batch_size=run.config.batch_size,
-        every=run.config.log.every_steps,
-    )
-    with launch.Preemption() as preemption, log:
-        try:
-            return Trainer(run, progress, preemption, log).fit()
-        except ValueError:
-            # All processes stop for the same reason: a checkpoint that is being written will be
-            # complete. Where one is gone or its disk is full it will not, and the wait is long.
-            run.checkpoints.wait()
-            raise
+    with preemption or launch.Preemption() as preemption:
+        run, progress = startup.prepare(config, workdir, changeable_on_resume)
+        preemption.ready()
+        log = runlog.RunLog(
+            run.workdir,
+            step=progress.step,
+            evaluated=progress.evaluated,
+            total_steps=run.total_steps,
+            batch_size=run.config.batch_size,
+            every=run.config.log.every_steps,
+        )
+        with log, startup.watchdog(run) as watchdog:
+            try:
+                return Trainer(run, progress, preemption, log, watchdog).fit()
+            except ValueError:
+                # All processes stop for the same reason: a checkpoint that is being written will be
+                # complete. Where one is gone or its disk is full it will not, and the wait is long.
+                run.checkpoints.wait()
+                raise
 
 
 class Trainer:
@@ -64,11 +76,13 @@ class Trainer:
         progress: startup.Progress,
         preemption: launch.Preemption,
         log: runlog.RunLog,
+        watchdog: Watchdog,
     ):
         self.run = run
         self.progress = progress
         self.preemption = preemption
         self.log = log
+        self.watchdog = watchdog
         self.started = time.monotonic()
         self.unread = None  # the step whose metrics are still on the device, and what was read
         self.results: list[dict] | None = None  # COCO results of the last evaluation
@@ -98,6 +112,7 @@ class Trainer:
                     self.save()
                 if self.preemption.requested(progress.step):
                     return self.stop()
+                self.watchdog.watch("reading", step=progress.step)
                 self.train_on(next(batches))
         finally:
             batches.close()
@@ -121,6 +136,13 @@ class Trainer:
         """One optimiser step; then reads the numbers of the step before, which is done by now."""
         run, step = self.run, self.progress.step
         run.checkpoints.check()
+        self.watchdog.watch(
+            "step",
+            number=step,
+            epoch=step // run.steps_per_epoch,
+            bucket=host_batch.bucket,
+            image_ids=host_batch.image_ids.tolist(),
+        )
         parts = mesh.put_microbatches(host_batch, run.mesh, run.config.microbatches)
         self.progress.state, metrics = run.train_step(
             self.progress.state, parts, host_batch.bucket, run.schedule(step)
@@ -186,6 +208,12 @@ class Trainer:
                 self.run.checkpoints.check()
                 if self.preemption.requested(self.progress.step):
                     raise StopRequested
+                self.watchdog.watch(
+                    "evaluating",
+                    step=self.progress.step,
+                    bucket=batch.bucket,
+                    image_ids=batch.image_ids.tolist(),
+                )
                 yield batch
 
     def save(self) -> None:
@@ -198,6 +226,7 @@ class Trainer:
                 run.checkpoints.note(progress.step, progress.evaluation)
                 progress.noted = progress.step
             return
+        self.watchdog.watch("saving", step=progress.step)
         self.read_metrics()
         metadata = run.metadata | {
             "epoch": progress.step / run.steps_per_epoch,

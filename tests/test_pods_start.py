@@ -1,0 +1,238 @@
+"""Real processes: who is missing, who differs, who dies, and who is asked to stop, and when."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.processes import ROOT, Processes, free_address, train_commands
+from tests.slow_phase import PHASES
+from yolos_jax.data import shapes
+
+pytestmark = pytest.mark.slow
+STOP_SECONDS = 30  # from SIGTERM to the end of all processes
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pods")
+    for name, seed in (("data", 3), ("other", 4)):
+        shapes.write(folder / name, seed=seed, train=48, val=10, size=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp):
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def flags(tmp, workdir, *more):
+    small = {
+        "data.root": tmp / "data", "epochs": 1, "batch_size": 16, "eval.batch_size": 8,
+        "model.width": 32, "model.depth": 2, "model.heads": 2, "model.mlp_width": 64,
+        "model.position_grid": "(4,4)", "preprocess.size": 32, "preprocess.max_size": 32,
+        "augment.scales": "(32,)", "augment.max_size": 32, "optimizer.warmup_steps": 2,
+        "log.every_steps": 1, "log.pictures": 2, "mesh.wait_seconds": 60,
+    }  # fmt: skip
+    keys = [f"--config.{key}={value}" for key, value in small.items()]
+    return ["--config=configs/shapes.py", f"--workdir={workdir}", *keys, *more]
+
+
+def errors(group, member):
+    """What a process printed of what went wrong."""
+    lines = group.output(member).splitlines()
+    return [line for line in lines if line.startswith(("train.py: ", "this run is over: "))]
+
+
+def run(commands, folder, environment, seconds=240, devices=2):
+    with Processes(commands, folder, devices=devices, **environment) as group:
+        codes = group.wait(seconds)
+    return codes, group
+
+
+def test_a_missing_process_is_counted_on_all_that_came(tmp, tmp_path, environment):
+    commands = train_commands(3, *flags(tmp, tmp_path / "run"), "--config.mesh.wait_seconds=10")
+    started = time.monotonic()
+    codes, group = run(commands[:2], tmp_path, environment)
+    assert codes == [1, 1]
+    assert time.monotonic() - started < 10 + 45  # imports, on a busy machine
+    for member in range(2):
+        (error,) = errors(group, member)
+        assert "2 of 3 processes came" in error and "in 10 s; missing: 2;" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("both", "second", "message"),
+    [
+        ([], ["--config.seed=1"], "  seed: 0 on process 0, 1 on process 1"),
+        ([], ["--workdir={tmp}/elsewhere"], "/elsewhere on "),
+        ([], ["--config.data.root={tmp}/other"], "  training pictures and annotations: '"),
+        ([], ["--config.data.root={tmp}/missing"], "no such folder: '{tmp}/missing'"),
+        (["--config.batch_size=18"], [], "a batch of 18 images does not divide among 4 devices"),
+        (["--config.mesh.fsdp=3"], [], "mesh.fsdp is 3: it must divide the number of devices, 4"),
+    ],
+)
+def test_what_does_not_fit_is_one_error_on_all(tmp, tmp_path, environment, both, second, message):
+    commands = train_commands(2, *flags(tmp, tmp_path / "run"), *both)
+    commands[1] += [text.format(tmp=tmp_path if "workdir" in text else tmp) for text in second]
+    codes, group = run(commands, tmp_path / "printed", environment)
+    assert codes == [1, 1]
+    for member in range(2):
+        assert len(errors(group, member)) == 1, group.printed()
+        assert message.format(tmp=tmp) in group.output(member)
+        assert "Traceback" not in group.output(member)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp, environment):
+    commands = train_commands(2, *flags(tmp, tmp / "finished"))
+    codes, group = run(commands, tmp / "printed", environment)
+    assert codes == [0, 0], group.printed()
+    assert json.loads(group.output(0).splitlines()[-1])["finished"]
+    assert "finished" not in group.output(1)  # one process prints what all know
+    return tmp / "finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.model.depth=3", "model.depth: was 2, is 3"),
+        ("--config.batch_size=32", "batch_size: was 16, is 32"),
+        ("--config.data.labels=coco91", "data.labels: was dataset, is coco91"),
+        ("--config.data.root={tmp}/other", "was begun with other pictures or annotations"),
+    ],
+)
+def test_another_run_may_not_resume(finished, tmp, tmp_path, environment, change, message):
+    commands = train_commands(2, *flags(tmp, finished), change.format(tmp=tmp))
+    codes, group = run(commands, tmp_path, environment)
+    assert codes == [1, 1]
+    for member in range(2):
+        assert len(errors(group, member)) == 1, group.printed()
+        assert message in group.output(member)
+
+
+def test_two_processes_evaluate_as_one_and_print_once(finished, tmp, tmp_path, environment):
+    outs = []
+    address = free_address()
+    for count in (1, 2):
+        base = ["eval.py", "--checkpoint", str(finished), "--data_root", str(tmp / "data")]
+        base += ["--batch_size", "4", "--set", f"mesh.coordinator={address}"]
+        base += [f"mesh.num_processes={count}"]
+        commands = [[*base, f"mesh.process_id={i}"] for i in range(count)]
+        codes, group = run(commands, tmp_path / str(count), environment, devices=2 // count)
+        assert codes == [0] * count, group.printed()
+        outs.append(json.loads(group.output(0).splitlines()[-1]))
+        assert all("AP" not in group.output(member) for member in range(1, count))
+    one, two = outs
+    assert one.keys() == two.keys()
+    assert one["AP"] == pytest.approx(two["AP"], abs=1e-6)
+    commands[1] += ["--split", "train"]
+    codes, group = run(commands, tmp_path / "differing", environment)
+    assert codes == [1, 1]
+    assert all("split: 'val' on process 0, 'train' on" in group.output(i) for i in range(2))
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_when_one_is_killed_the_other_says_so_and_goes(tmp, tmp_path, environment, member):
+    commands = train_commands(2, "reading", "1", *flags(tmp, tmp_path / "run"))
+    commands = [["-m", "tests.slow_phase", *command[1:]] for command in commands]
+    with Processes(commands, tmp_path / "printed", devices=1, **environment) as group:
+        wait_for(group, 0, "now reading")
+        group.signal(signal.SIGKILL, member)
+        started = time.monotonic()
+        codes = group.wait(60)
+        assert time.monotonic() - started < 15
+        assert codes[1 - member] == 1
+        assert re.search(rf"this run is over: process {member} .*is gone", group.printed())
+
+
+def wait_for(group, member, text, seconds=200):
+    deadline = time.monotonic() + seconds
+    while text not in group.output(member):
+        assert time.monotonic() < deadline, group.printed()
+        assert group.members[member].poll() is None, group.printed()
+        time.sleep(0.1)
+
+
+def stop_in(phase, commands, printed, environment, devices):
+    """Sends SIGTERM to the last process when the first is in a phase; all must exit with 0."""
+    commands = [["-m", "tests.slow_phase", phase, "3", *command[1:]] for command in commands]
+    with Processes(commands, printed, devices=devices, **environment) as group:
+        wait_for(group, 0, f"now {phase}")
+        group.signal(signal.SIGTERM, len(commands) - 1)
+        started = time.monotonic()
+        codes = group.wait(200)
+    assert codes == [0] * len(commands), group.printed()
+    assert time.monotonic() - started < STOP_SECONDS
+    return group
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_request_to_stop_saves_once_and_the_same_command_goes_on(
+    tmp, tmp_path, environment, phase, count
+):
+    workdir = tmp_path / "run"
+    more = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=9"]
+    if count == 1:
+        more.append("--config.mesh.distributed=off")
+    commands = train_commands(count, *flags(tmp, workdir, *more))
+    if count == 1:
+        commands = [command[:-3] for command in commands]
+    group = stop_in(phase, commands, tmp_path / "stopped", environment, 2)
+    text = group.output(0)
+    stopped = re.findall(r"stopped at step (\d) of 3 as asked and saved", text)
+    before = sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+    if phase == "preparing" and count == 1:
+        assert "asked to stop, before the first step; nothing to save" in text
+        assert not workdir.exists()
+    elif phase == "drawing":
+        assert json.loads(text.splitlines()[-1])["finished"] and before == [1, 2, 3]
+    else:
+        assert len(stopped) == 1, text
+        assert before[-1] == int(stopped[0]) and "asked to stop, leaving at step" in text
+    codes, group = run(
+        train_commands(1, *flags(tmp, workdir, *more)), tmp_path, environment, 240, 4
+    )
+    assert codes == [0], group.printed()
+    assert json.loads(group.output(0).splitlines()[-1])["step"] == 3
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_while_waiting_for_others_stops_all(tmp, tmp_path, environment, asked):
+    commands = train_commands(3, *flags(tmp, tmp_path / "run"))
+    with Processes(commands[:2], tmp_path / "printed", **environment) as group:
+        wait_for(group, 1, "connected to process 0")
+        group.signal(signal.SIGTERM, asked)
+        assert group.wait(20) == [0, 0], group.printed()
+    for member in range(2):
+        assert "asked to stop, before the first step; nothing to save" in group.output(member)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_starts_two_processes_as_written(tmp_path):
+    page = (ROOT / "docs" / "pods.md").read_text()
+    section = page.split("## Two processes on one machine")[1].split("\n## ")[0]
+    (script,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    for name in ("train.py", "configs", "yolos_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["finished"]
+    assert "devices: 4 x cpu" in done.stdout
