@@ -48,6 +48,54 @@ ENTRY %main (x: f32[8,128]) -> f32[] {
   ROOT %all-reduce.1 = (f32[], /*index=1*/pred[2]{0}) all-reduce(%l, %m), replica_groups={}, to_apply=%add, metadata={op_name="jit(f)/loss" source_line=3}
 }
 """  # noqa: E501
+# As libtpu writes it: loops say how often they run in their computations only, a collective that
+# runs beside others stands in every fusion that carries it on, and attributes have several lines.
+ON_TPU = """HloModule jit_f, is_scheduled=true
+
+%start (p: f32[4]) -> (f32[4], f32[16], u32[]) {
+  %p = f32[4]{0} parameter(0)
+  %all-gather.1 = f32[16]{0:T(128)} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  ROOT %started = (f32[4]{0}, f32[16]{0}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%carry (p: f32[4], q: f32[8]) -> f32[8] {
+  %p = f32[4]{0} parameter(0)
+  %all-gather.2 = f32[16]{0:T(128)} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  ROOT %beside = f32[8]{0} parameter(1)
+}
+
+%all-reduce-scatter.5 (p: f32[64,4]) -> f32[32,4] {
+  %p = f32[64,4]{1,0} parameter(0)
+  %all-reduce.9 = f32[64,4]{1,0} all-reduce(%p), channel_id=8, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %slice = f32[32,4]{1,0} dynamic-slice(%all-reduce.9, %i)
+}
+
+%body (state: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %state = (f32[8]{0}, u32[]{:T(128)}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%state), index=0, frontend_attributes={kernel_metadata={
+}}, metadata={op_name="jit(f)/attention"}
+  %count = u32[]{:T(128)} get-tuple-element(%state), index=1
+  %more = u32[]{:T(128)} add(%count, %two), metadata={op_name="jit(f)/while"}
+  %all-reduce.2 = f32[8]{0} all-reduce(%x), channel_id=9, replica_groups={}, to_apply=%add
+  ROOT %next = (f32[8]{0}, /*index=1*/u32[]{:T(128)}) tuple(%all-reduce.2, %more)
+}
+
+%condition (state: (f32[8], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(11)
+  %state = (f32[8]{0}, u32[]{:T(128)}) parameter(0)
+  %count = u32[]{:T(128)} get-tuple-element(%state), index=1
+  ROOT %less = pred[]{:T(512)} compare(%count, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[4]) -> f32[] {
+  %x = f32[4]{0} parameter(0)
+  %gather = (f32[4]{0}, f32[16]{0}, u32[]{:S(2)}) fusion(%x), kind=kCustom, calls=%start
+  %async_collective_fusion.1 = f32[8]{0} fusion(%x, %y), kind=kOutput, calls=%carry
+  %loop = (f32[8]{0}, u32[]{:T(128)}) while(%init), condition=%condition, body=%body
+  ROOT %fusion.3 = f32[32,4]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.5
+}
+"""  # noqa: E501
 
 
 def test_collectives_of_a_module_by_hand():
@@ -60,6 +108,13 @@ def test_collectives_of_a_module_by_hand():
     assert scattered[:7] == ("reduce-scatter", (("bf16", (4,)),), 32, 4, True, False, 1)
     arrays = (("f32", ()), ("pred", (2,)))
     assert numbers == hlo.Collective("all-reduce", arrays, 6, 0, False, False, 1, "jit(f)/loss")
+
+
+def test_collectives_as_they_stand_in_programs_for_tpu():
+    gathered, scattered, looped = hlo.collectives(ON_TPU)
+    assert gathered[:7] == ("all-gather", (("f32", (16,)),), 64, 4, True, False, 1)
+    assert scattered[:7] == ("reduce-scatter", (("f32", (64, 4)),), 1024, 2, False, False, 1)
+    assert looped[:7] == ("all-reduce", (("f32", (8,)),), 32, 0, False, True, 6)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["data", "fsdp"])

@@ -2,7 +2,8 @@
 
 The text is what ``jax.stages.Compiled.as_text`` gives: HLO after partitioning and optimisation, for
 one device of all. Read are the forms that the compilers for CPU, GPU and TPU write: plain ones,
-pairs of ``-start`` and ``-done``, those inside ``async-start`` and inside fusions.
+pairs of ``-start`` and ``-done``, those inside ``async-start`` and inside fusions, of which TPU
+spreads one over several.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class _Instruction(NamedTuple):
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     opcode: str
     operands: tuple[str, ...]
+    value: str  # of a constant: what stands for its operands
     rest: str  # attributes
 
 
@@ -56,10 +58,14 @@ _OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_INDEX = re.compile(r"\bindex=(\d+)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -80,24 +86,26 @@ def collectives(text: str) -> list[Collective]:
         if one.opcode == "async-start"
         for called in _called(one)
     }
+    starting, begun = _starting_fusions(computations)
     scattering = _scattering_fusions(computations)
     found = []
     for name, instructions in computations.items():
         types = {one.name: one.arrays for one in instructions}
         for one in instructions:
             kind = one.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            if kind not in KINDS or (_channel(one) in begun and name not in starting):
                 continue
             arrays, size = _payload(one, types)
             count, in_loop = times.get(name, (1, False))
             source = _SOURCE.search(one.rest)
+            beside = name in wrapped or name in starting
             found.append(
                 Collective(
                     kind="reduce-scatter" if name in scattering else kind,
                     arrays=arrays,
                     bytes=size,
                     group=_group(one.rest),
-                    asynchronous=one.opcode.endswith("-start") or name in wrapped,
+                    asynchronous=one.opcode.endswith("-start") or beside,
                     in_loop=in_loop,
                     times=count,
                     source=source.group(1) if source else "",
@@ -118,7 +126,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             name, instructions = match.group(1), []
-        elif line.startswith("}") and name is not None:
+        elif line.startswith("}") and not line.startswith("}}") and name is not None:
             yield name, instructions
             name = None
         elif name is not None and (match := _INSTRUCTION.match(line)):
@@ -128,7 +136,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
 def _instruction(name: str, definition: str) -> _Instruction:
     opcode = _OPCODE.search(definition)
     if opcode is None:
-        return _Instruction(name, (), "", (), "")
+        return _Instruction(name, (), "", (), "", "")
     end = _closing(definition, opcode.end())
     operands, rest = definition[opcode.end() : end], definition[end + 1 :]
     return _Instruction(
@@ -136,6 +144,7 @@ def _instruction(name: str, definition: str) -> _Instruction:
         _arrays(definition[: opcode.start()]),
         opcode.group(1),
         tuple(_OPERAND.findall(operands)),
+        operands,
         rest,
     )
 
@@ -171,12 +180,66 @@ def _executions(computations: dict) -> dict[str, tuple[int, bool]]:
         count, in_loop = times.setdefault(name, (1, False))
         for one in computations[name]:
             looped = one.opcode == "while"
-            trips = _TRIPS.search(one.rest) if looped else None
-            inner = count * int(trips.group(1)) if trips else count
+            inner = count * (_trips(one, computations) if looped else 1)
             for called in _called(one):
                 before, was_in_loop = times.get(called, (0, False))
                 times[called] = (max(before, inner), was_in_loop or in_loop or looped)
     return times
+
+
+def _trips(loop: _Instruction, computations: dict) -> int:
+    """How often a loop runs its body: as it says or, on TPU, as its computations do; else 1.
+
+    There the condition is that a counter, one of the loop's values, be less than a constant; it
+    starts at zero, and the body adds a constant to it.
+    """
+    if match := _TRIPS.search(loop.rest):
+        return int(match.group(1))
+    condition, body = (
+        computations.get(match.group(1), []) if (match := pattern.search(loop.rest)) else []
+        for pattern in (_CONDITION, _BODY)
+    )
+    tests = [one for one in condition if one.opcode == "compare" and "direction=LT" in one.rest]
+    if len(tests) != 1 or not body:
+        return 1
+    counters = [_INDEX.search(one.rest) for one in condition if one.name == tests[0].operands[0]]
+    limit = _constant(tests[0], condition)
+    if limit is None or not counters or counters[0] is None:
+        return 1
+    following = body[-1].operands[int(counters[0].group(1))]
+    added = [one for one in body if one.name == following and one.opcode == "add"]
+    step = _constant(added[0], body) if added else None
+    return -(-limit // (step or 1))
+
+
+def _constant(instruction: _Instruction, computation: list[_Instruction]) -> int | None:
+    """The operand of an instruction that is a whole number, if there is one."""
+    values = [
+        int(one.value)
+        for one in computation
+        if one.opcode == "constant" and one.name in instruction.operands and one.value.isdigit()
+    ]
+    return values[0] if values else None
+
+
+def _starting_fusions(computations: dict) -> tuple[set[str], set[str]]:
+    """Computations of TPU fusions that start a collective, and its channels.
+
+    The same instruction stands in further fusions, which carry the collective on beside other
+    work, and in the one that ends it.
+    """
+    starting = {
+        name
+        for name, instructions in computations.items()
+        if any('custom_call_target="AsyncCollectiveStart"' in one.rest for one in instructions)
+    }
+    channels = {_channel(one) for name in starting for one in computations[name]} - {""}
+    return starting, channels
+
+
+def _channel(instruction: _Instruction) -> str:
+    match = _CHANNEL.search(instruction.rest)
+    return match.group(1) if match else ""
 
 
 def _scattering_fusions(computations: dict) -> set[str]:
@@ -185,8 +248,9 @@ def _scattering_fusions(computations: dict) -> set[str]:
         called
         for instructions in computations.values()
         for one in instructions
-        if one.opcode == "fusion" and one.name.startswith("all-reduce-scatter")
+        if one.opcode == "fusion"
         for called in _called(one)
+        if (one.name + called).find("all-reduce-scatter") >= 0
     }
 
 
