@@ -22,8 +22,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # Reading and decoding pictures, COCO metrics.
+        # Reading and decoding pictures, loose or as records; COCO metrics.
         "train": [
+            "array_record>=0.8; platform_system == 'Linux'",
             "pycocotools>=2.0.7",
             "tensorflow-cpu>=2.20; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",

@@ -58,6 +58,7 @@ def coco_like(images: int, boxes: int, seed: int = 0) -> Index:
         box_offsets=offsets,
         boxes_xyxy_px=np.stack([left, top, left + wide, top + high], axis=1).astype(np.float32),
         labels=random.integers(1, 91, total).astype(np.int32),
+        records=np.arange(images),
         dropped=Problems("a dataset like COCO"),
     )
 

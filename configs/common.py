@@ -55,11 +55,16 @@ def _model() -> ConfigDict:
 def _data() -> ConfigDict:
     """Where the pictures are and how they are read."""
     data = ConfigDict()
-    data.root = ""  # folder or gs:// path that the next four are relative to
+    data.root = ""  # folder or gs:// path that the next four are relative to; packed ones too
     data.train_annotations = "annotations/instances_train2017.json"
     data.train_images = "train2017"
     data.val_annotations = "annotations/instances_val2017.json"
     data.val_images = "val2017"
+    data.tfds_name = ""  # pictures and boxes from TFDS, 'coco/2017' for example; '': from the root
+    data.tfds_dir = ""  # folder that TFDS prepared it in; '': its own default
+    data.tfds_train = "train"  # its split to train on
+    data.tfds_val = "validation"  # its split to evaluate; scored against data.val_annotations
+    data.cache_dir = ""  # keeps what was read of annotations; '': data_cache beside the workdir
     data.labels = "dataset"  # slots: 'dataset' (its categories, by id) or 'coco91'
     data.train_subset = 0  # train on the first n images only; 0: all
     data.val_subset = 0  # evaluate the first n images only; 0: all
@@ -191,6 +196,9 @@ def _log() -> ConfigDict:
 CHANGEABLE_ON_RESUME = (
     "data.root",
     "data.val_annotations",
+    "data.tfds_dir",
+    "data.tfds_val",
+    "data.cache_dir",
     "data.val_images",
     "data.val_subset",
     "data.max_bad_fraction",

@@ -15,8 +15,9 @@ import yolos_jax
 from configs import common
 from tests import tiny_checkpoint
 from yolos_jax import mesh, scoring
-from yolos_jax.data.index import ground_truth, read_coco
+from yolos_jax.data.coco import read_coco
 from yolos_jax.data.shapes import write as write_shapes
+from yolos_jax.data.truth import ground_truth
 from yolos_jax.labels import LabelMap
 
 pytest.importorskip("pycocotools")

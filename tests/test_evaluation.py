@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from tests.processes import Processes, free_address
 from yolos_jax import evaluation, mesh
 from yolos_jax.batch import Batch, Detections, HostBatch, Targets
-from yolos_jax.data.index import ground_truth, load_coco, read_coco
+from yolos_jax.data.coco import read_coco
+from yolos_jax.data.index import load_coco
 from yolos_jax.data.plan import EvalRecipe, choose_buckets, make_eval_plan
 from yolos_jax.data.shapes import write as write_shapes
+from yolos_jax.data.truth import ground_truth
 
 pytest.importorskip("pycocotools")
 

@@ -15,12 +15,14 @@ PACKAGE = ROOT / "yolos_jax"
 ORDER = [
     ["boxes", "labels", "batch", "health", "hlo"],
     ["watchdog", "cluster", "preemption"],
-    ["data.sizes"],
+    ["data.sizes", "data.files"],
     ["data.image"],
-    ["data.problems", "data.coco"],
+    ["data.problems", "data.coco", "data.shards"],
     ["data.clean"],
     ["data.index"],
-    ["data.validate"],
+    ["data.truth", "data.tfds"],
+    ["data.cache", "data.validate", "data.packing"],
+    ["data.records"],
     ["data.augment"],
     ["data.buckets"],
     ["data.plan"],
@@ -70,6 +72,8 @@ ORDER = [
 LIBRARIES = {
     "flax": ("models",),
     "tensorflow": ("data.tensorflow_import",),
+    "tensorflow_datasets": ("data.tfds",),
+    "array_record": ("data.shards", "data.packing"),
     "torch": ("convert",),
 }
 

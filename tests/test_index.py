@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolos_jax.data.index import ground_truth, load_coco, read_coco
+from yolos_jax.data.coco import read_coco
+from yolos_jax.data.index import load_coco
+from yolos_jax.data.truth import ground_truth
 from yolos_jax.labels import LabelMap
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "transforms.json").read_text())

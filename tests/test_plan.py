@@ -43,6 +43,7 @@ def index_of(pictures, boxes=()):
         box_offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes_xyxy_px=np.array([box[1:5] for box in boxes], np.float32).reshape(-1, 4),
         labels=np.array([box[5] for box in boxes], np.int32),
+        records=np.arange(len(pictures)),
         dropped=Problems("/data/a.json"),
     )
 

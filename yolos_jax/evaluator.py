@@ -16,8 +16,10 @@ from yolos_jax import evaluation, reference_padding, scoring, step
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
-from yolos_jax.data.index import Index, ground_truth, load_coco, read_coco
+from yolos_jax.data.coco import read_coco
+from yolos_jax.data.index import Index, load_coco
 from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
+from yolos_jax.data.truth import ground_truth
 from yolos_jax.labels import LabelMap
 from yolos_jax.models import build
 

@@ -179,7 +179,8 @@ def build(config: ConfigDict, folder: Path) -> Run:
     """Puts a run together, checkpoints apart, and prints what it is."""
     device_mesh = mesh.make_mesh(config.mesh.fsdp)
     mesh.host_rows(device_mesh, config.batch_size, config.microbatches)  # refuses what it must
-    data = datasets.load_data(config, device_mesh)
+    cache_dir = config.data.cache_dir or folder.parent / "data_cache"
+    data = datasets.load_data(config, device_mesh, cache_dir, say)
     label_map = data.train.label_map
     model = build_model(config.model, label_map.num_classes, device_mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(config.seed))

@@ -162,7 +162,9 @@ def split_sheet(
     for row in chosen:
         try:
             image = image_lib.decode(
-                index.path(row), exif="apply" if index.orientation[row] > 1 else "ignore"
+                index.read(row),
+                "apply" if index.orientation[row] > 1 else "ignore",
+                index.path(row),
             )
         except ValueError:
             continue  # named and counted by the evaluation

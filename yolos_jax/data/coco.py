@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from etils import epath
+from yolos_jax.data import files
 
 
 def read_coco(path: str | os.PathLike) -> dict[str, Any]:
@@ -21,9 +21,9 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
     """
     name = os.fspath(path)
     try:
-        raw = epath.Path(path).read_bytes()
+        raw = files.read_bytes(path)
     except OSError as error:
-        reason = error.strerror or error
+        reason = files.reason(error)
         raise ValueError(f"{name}: cannot read these annotations: {reason}") from None
     size = len(raw)
     try:

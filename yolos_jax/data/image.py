@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
-from yolos_jax.data import sizes
+from yolos_jax.data import files, sizes
 
 ORIENTATION_TAG = 0x0112
 # What turns a picture stored with EXIF orientation 2..8 upright.
@@ -194,9 +193,9 @@ def _open_file(source: bytes | str | os.PathLike, name: str) -> Iterator[tuple[B
         return
     name = name or os.fspath(source)
     try:
-        file = epath.Path(source).open("rb")
+        file = files.open_binary(source)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{name}: cannot be read: {files.reason(error)}") from None
     with file:
         yield file, name
 

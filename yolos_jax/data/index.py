@@ -1,25 +1,24 @@
-"""A dataset as columns: files, sizes, boxes. Read from a COCO file without opening a picture.
+"""A dataset as columns: pictures, sizes, boxes. Read from a COCO file without opening a picture.
 
 A hundred thousand images take some twenty megabytes, where the JSON's objects take gigabytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from yolos_jax.data import clean, image
+from yolos_jax.data import clean, files, image, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap, checked_categories
-
-__all__ = ["Index", "ground_truth", "load_coco", "picture_path", "read_coco"]
 
 HEADER_THREADS = 32  # headers are read over networks, where waiting is most of it
 
@@ -40,7 +39,9 @@ class Index:
     box_offsets: np.ndarray  # int64 [I + 1]: boxes of image i are box_offsets[i]:box_offsets[i + 1]
     boxes_xyxy_px: np.ndarray  # float32 [T, 4], inside the picture, every one with an area
     labels: np.ndarray  # int32 [T], slots of label_map
+    records: np.ndarray  # int64 [I]: numbers of the pictures in the store, if there is one
     dropped: Problems  # what was cleaned: counts and first offenders; print it
+    store: files.Store | None = None  # holds the pictures; None: each is a file of its own
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -51,15 +52,24 @@ class Index:
         return int(np.diff(self.box_offsets).max(initial=0))
 
     def path(self, row: int) -> str:
-        """Path of the picture of a row."""
+        """Path of the picture of a row; with a store, what the picture is called."""
         return picture_path(self.root, self.images_dir, self.file_names[row].decode())
+
+    def read(self, row: int) -> bytes:
+        """The file of a row's picture. Raises ValueError naming it where it cannot be read."""
+        if self.store is None:
+            return files.read_picture(self.path(row))
+        (content,) = self.store.read([self.records[row]])
+        if isinstance(content, ValueError):
+            raise content
+        return content
 
     def select(self, rows: np.ndarray) -> Index:
         """The images of ``rows`` (int [R], in that order) with their boxes."""
         counts = np.diff(self.box_offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         boxes = np.arange(offsets[-1]) + np.repeat(self.box_offsets[rows] - offsets[:-1], counts)
-        per_image = ("image_ids", "file_names", "heights", "widths", "orientation")
+        per_image = ("image_ids", "file_names", "heights", "widths", "orientation", "records")
         return replace(
             self,
             **{name: getattr(self, name)[rows] for name in per_image},
@@ -81,6 +91,20 @@ class Index:
         )
 
 
+class Source(NamedTuple):
+    """Where a split comes from."""
+
+    root: str  # folder or gs:// path
+    images_dir: str  # folder of the pictures, relative to root
+    annotations: str  # path of the COCO file
+    store: files.Store | None  # holds the pictures; None: each is a file of its own
+    numbers: Mapping[str, int] | None  # with a store: numbers in it by file name
+
+    def place(self) -> str:
+        """The folder of the pictures."""
+        return picture_path(self.root, self.images_dir, "")
+
+
 def load_coco(
     root: str | os.PathLike,
     annotations: str,
@@ -100,7 +124,7 @@ def load_coco(
     Args:
       root: folder or gs:// path that the next two are relative to.
       annotations: the JSON file.
-      images_dir: the folder of the pictures.
+      images_dir: the folder of the pictures, loose or packed by ``data.records``.
       labels: 'dataset' or 'coco91', see ``LabelMap.build``.
       on_error: entries that make no sense: 'raise', or 'skip' to leave them out and count them.
       keep_empty: whether images without a box stay.
@@ -110,19 +134,58 @@ def load_coco(
 
     Raises:
       ValueError: no such file or folder, not a COCO file, labels that make no sense, no image left,
-        and with on_error='raise' any error entry. One message with file, ids and values.
+        damaged shards or shards of other annotations, and with on_error='raise' any error entry.
+        One message with file, ids and values.
     """
     _check_choice("data.on_error", on_error, ("raise", "skip"))
     _check_choice("data.exif", exif, ("ignore", "apply"))
-    path, coco = _open(root, annotations, images_dir)
+    options = {"labels": labels, "on_error": on_error, "keep_empty": keep_empty, "exif": exif}
+    return from_coco(*open_coco(root, annotations, images_dir), **options)
+
+
+def open_coco(
+    root: str | os.PathLike, annotations: str, images_dir: str
+) -> tuple[Source, dict[str, Any]]:
+    """Where a split's pictures are, and its annotation file. Raises as ``load_coco`` does."""
+    if not files.is_folder(root):
+        raise ValueError(f"data.root: no such folder: {os.fspath(root)!r}")
+    path, folder = picture_path(root, "", annotations), picture_path(root, images_dir, "")
+    packed = shards.find(folder)
+    if packed is not None and files.state(path) is not None:
+        digest = hashlib.sha256(files.read_bytes(path)).hexdigest()
+        if digest != packed.annotations_sha256:
+            raise ValueError(
+                f"{folder}: packed from other annotations (sha256 {packed.annotations_sha256[:12]}"
+                f"...) than {path} ({digest[:12]}...); run yolos_jax.data.records again, it keeps "
+                "the shards whose pictures are the same"
+            )
+    coco = read_coco(path)
+    if packed is None and not files.is_folder(folder):
+        raise ValueError(f"no such folder of pictures: {folder!r}")
+    numbers = None if packed is None else packed.numbers()
+    return Source(os.fspath(root), images_dir, path, packed, numbers), coco
+
+
+def from_coco(
+    source: Source,
+    coco: Mapping[str, Any],
+    *,
+    labels: str,
+    on_error: str,
+    keep_empty: bool,
+    exif: str,
+) -> Index:
+    """``load_coco`` of a file that was read; arguments and errors are those."""
+    path = source.annotations
     try:
         label_map = LabelMap.build(labels, coco["categories"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     images = clean.clean_images(coco["images"], problems := Problems(path))
+    records = _records(source, [entry["file_name"] for entry in images.entries])
     orientation = np.ones(len(images.ids), np.uint8)
     if exif == "apply":
-        images, orientation = _turned(images, os.fspath(root), images_dir)
+        images, orientation = _turned(images, source, records)
     found = clean.clean_annotations(
         coco["annotations"],
         images,
@@ -135,8 +198,8 @@ def load_coco(
             f"{problems.errors} entries make no sense; repair the file, or leave them out with "
             f"data.on_error='skip'\n{problems.describe(('error',))}"
         )
-    index = _columns(os.fspath(root), images_dir, path, label_map, images, found, problems)
-    index = replace(index, orientation=orientation)
+    index = _columns(source, label_map, images, found, problems)
+    index = replace(index, records=records, orientation=orientation)
     if not keep_empty:
         index = index.select(np.flatnonzero(np.diff(index.box_offsets)))
     if not len(index):
@@ -149,26 +212,29 @@ def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{key} is {value!r}, expected one of {known}")
 
 
-def _open(root: str | os.PathLike, annotations: str, images_dir: str) -> tuple[str, dict]:
-    """Path and content of the annotation file, once both folders are known to exist."""
-    if not epath.Path(root).is_dir():
-        raise ValueError(f"data.root: no such folder: {os.fspath(root)!r}")
-    path = os.fspath(epath.Path(root) / annotations)
-    coco = read_coco(path)
-    if not (epath.Path(root) / images_dir).is_dir():
-        raise ValueError(f"no such folder of pictures: {picture_path(root, images_dir, '')!r}")
-    return path, coco
+def _records(source: Source, file_names: Sequence[str]) -> np.ndarray:
+    """Numbers of the pictures in the store, int64 [I]."""
+    if source.numbers is None:
+        return np.arange(len(file_names))
+    missing = [name for name in file_names if name not in source.numbers]
+    if missing:
+        raise ValueError(
+            f"{source.place()}: {len(missing)} of the {len(file_names)} pictures of "
+            f"{source.annotations} are not there ({', '.join(missing[:3])}): it was made of other "
+            "annotations"
+        )
+    return np.array([source.numbers[name] for name in file_names], np.int64)
 
 
-def _columns(root, images_dir, path, label_map, images, found, problems) -> Index:
+def _columns(source, label_map, images, found, problems) -> Index:
     """Images and annotations as an Index: boxes grouped by image, crowds out."""
     boxes = np.flatnonzero(~found.crowd)
     boxes = boxes[np.argsort(found.rows[boxes], kind="stable")]
     counts = np.bincount(found.rows[boxes], minlength=len(images.ids))
     return Index(
-        root=root,
-        images_dir=images_dir,
-        annotations=path,
+        root=source.root,
+        images_dir=source.images_dir,
+        annotations=source.annotations,
         label_map=label_map,
         image_ids=images.ids,
         file_names=np.array([e["file_name"].encode() for e in images.entries], np.bytes_),
@@ -178,11 +244,15 @@ def _columns(root, images_dir, path, label_map, images, found, problems) -> Inde
         box_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes_xyxy_px=found.boxes_xyxy_px[boxes],
         labels=found.labels[boxes],
+        records=np.arange(len(images.ids)),
         dropped=problems,
+        store=source.store,
     )
 
 
-def _turned(images: clean.Images, root: str, images_dir: str) -> tuple[clean.Images, np.ndarray]:
+def _turned(
+    images: clean.Images, source: Source, records: np.ndarray
+) -> tuple[clean.Images, np.ndarray]:
     """Sizes as seen after EXIF, and orientations uint8 [I], from the pictures' headers.
 
     Exporters state the size before or after turning; both are taken for what they are. Any other
@@ -191,10 +261,12 @@ def _turned(images: clean.Images, root: str, images_dir: str) -> tuple[clean.Ima
 
     def seen(row: int) -> tuple[int, int, int]:
         stated = int(images.heights[row]), int(images.widths[row])
+        path = picture_path(source.root, source.images_dir, images.entries[row]["file_name"])
+        content = path if source.store is None else source.store.read([records[row]])[0]
+        if isinstance(content, ValueError):
+            return *stated, 1
         try:
-            header = image.read_header(
-                picture_path(root, images_dir, images.entries[row]["file_name"])
-            )
+            header = image.read_header(content, path)
         except ValueError:
             return *stated, 1
         turned = header.turned_size
@@ -211,52 +283,3 @@ def _turned(images: clean.Images, root: str, images_dir: str) -> tuple[clean.Ima
 def picture_path(root: str | os.PathLike, images_dir: str, file_name: str) -> str:
     """Where a picture is; gs:// paths stay what they are."""
     return os.fspath(epath.Path(root) / images_dir / file_name)
-
-
-def ground_truth(coco: Mapping[str, Any], index: Index | None = None) -> dict[str, Any]:
-    """A copy of a COCO file's object that pycocotools scores without stumbling.
-
-    The same images and annotations as ``load_coco(on_error='skip')`` keeps, crowds too, boxes as
-    the file states them (pycocotools does not clip). A missing area is width times height, a
-    missing iscrowd 0. Annotations are numbered anew from 1: with ids that repeat, pycocotools takes
-    the last annotation for all of them, and it counts a match with annotation 0 as no match.
-
-    Args:
-      coco: of ``read_coco``.
-      index: of the same file. Its sizes tell which boxes have an area inside their picture; they
-        differ from the stated ones with exif='apply'. By default the stated ones do.
-
-    Returns:
-      A dict with images, annotations and categories; ``coco`` is left as it is.
-    """
-    label_map = LabelMap.from_categories(coco["categories"])
-    problems = Problems("")
-    images = clean.clean_images(coco["images"], problems)
-    if index is not None:
-        _, ours, theirs = np.intersect1d(images.ids, index.image_ids, return_indices=True)
-        images.heights[ours], images.widths[ours] = index.heights[theirs], index.widths[theirs]
-    known = set(label_map.category_ids)
-    found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
-    annotations = []
-    for number, (position, row) in enumerate(zip(found.positions, found.rows, strict=True), 1):
-        entry = coco["annotations"][position]
-        x, y, width, height = entry["bbox"]
-        area = entry.get("area")
-        if not isinstance(area, int | float) or not 0 <= area < float("inf"):
-            area = width * height
-        annotations.append(
-            {
-                "id": number,
-                "image_id": int(images.ids[row]),
-                "category_id": int(entry["category_id"]),
-                "bbox": [x, y, width, height],
-                "area": area,
-                "iscrowd": int(entry.get("iscrowd") == 1),
-            }
-        )
-    return {
-        "info": dict(coco.get("info") or {}),
-        "images": [dict(entry, id=int(entry["id"])) for entry in images.entries],
-        "annotations": annotations,
-        "categories": [dict(entry, id=int(entry["id"])) for entry in coco["categories"]],
-    }

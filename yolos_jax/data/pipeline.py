@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from yolos_jax.batch import Batch, HostBatch, Targets
+from yolos_jax.data import files
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import Plan
 from yolos_jax.data.rows import Needs, Row, read_row, read_row_with_pillow
@@ -19,6 +20,7 @@ from yolos_jax.data.tensorflow_import import tf
 CHUNK_BYTES = 4 << 20  # of pictures that leave the graph together, at most ...
 CHUNK_ROWS = 64  # ... and at most so many
 ROWS_AHEAD = 16  # decoded rows that wait, per worker, besides finished batches
+READS_AHEAD = 2  # host batches of records that are read at the same time
 POLL_SECONDS = 0.2  # how often a thread that waits looks whether it is still wanted
 
 
@@ -60,7 +62,8 @@ def _assemble(
 ) -> Iterator[HostBatch]:
     """Lays the pictures out in batches, in the thread of the caller."""
     patch_size = plan.patch_size
-    pictures = _pictures(_columns(index, plan, host_rows, steps), patch_size, workers)
+    columns = _columns(index, plan, host_rows, steps)
+    pictures = _pictures(columns, patch_size, workers, index.store, len(host_rows))
     for step in steps:
         rows = plan.rows[step][host_rows]
         bucket = plan.buckets[plan.bucket[step]]
@@ -86,13 +89,16 @@ def _assemble(
         )
 
 
-def _pictures(columns: Row, patch_size: int, workers: int) -> Iterator[np.ndarray | ValueError]:
+def _pictures(
+    columns: Row, patch_size: int, workers: int, store: files.Store | None, at_once: int
+) -> Iterator[np.ndarray | ValueError]:
     """Every row's patches in order, uint8 [rows * columns, P], or why there are none."""
     lengths = (columns.size // patch_size).prod(axis=1)
 
     def refused(row: int) -> np.ndarray | ValueError:
         try:
-            patches = read_row_with_pillow(Row(*(column[row] for column in columns)), patch_size)
+            only = Row(*(column[row] for column in columns))
+            patches = read_row_with_pillow(only, patch_size, store)
         except ValueError as error:
             return error
         logging.warning("%s: TensorFlow cannot read it, Pillow does", columns.path[row])
@@ -100,7 +106,8 @@ def _pictures(columns: Row, patch_size: int, workers: int) -> Iterator[np.ndarra
 
     following = 0
     if len(lengths):
-        for numbers, chunk in _chunks(columns, patch_size, workers).as_numpy_iterator():
+        chunks = _chunks(columns, patch_size, workers, store, at_once)
+        for numbers, chunk in chunks.as_numpy_iterator():
             for number, picture in zip(numbers, chunk, strict=True):
                 for row in range(following, number):
                     yield refused(row)
@@ -110,7 +117,9 @@ def _pictures(columns: Row, patch_size: int, workers: int) -> Iterator[np.ndarra
         yield refused(row)
 
 
-def _chunks(columns: Row, patch_size: int, workers: int) -> tf.data.Dataset:
+def _chunks(
+    columns: Row, patch_size: int, workers: int, store: files.Store | None, at_once: int
+) -> tf.data.Dataset:
     """Numbers and patches of the rows that TensorFlow can read, some at a time, padded."""
     workers = workers or os.cpu_count() or 1
     options = tf.data.Options()
@@ -122,13 +131,34 @@ def _chunks(columns: Row, patch_size: int, workers: int) -> tf.data.Dataset:
     rows = tf.data.Dataset.from_tensor_slices(
         columns._replace(path=tf.constant(columns.path, tf.string))
     ).enumerate()
-    read = rows.map(
-        lambda number, row: (number, read_row(row, patch_size, needs)), num_parallel_calls=workers
-    )
+
+    def patches(number: tf.Tensor, row: Row, content: tf.Tensor | None = None):
+        content = tf.io.read_file(row.path) if content is None else content
+        return number, read_row(row, content, patch_size, needs)
+
+    if store is not None:
+        rows = _with_records(rows, store, at_once)
+    read = rows.map(patches, num_parallel_calls=workers)
     # Leaving the graph costs more than decoding a small picture: several leave together.
     rows_at_once = int(np.clip(CHUNK_BYTES // (3 * columns.size.prod(axis=1).max()), 1, CHUNK_ROWS))
     chunks = read.ignore_errors().padded_batch(rows_at_once)
     return chunks.prefetch(max(ROWS_AHEAD * workers // rows_at_once, 1)).with_options(options)
+
+
+def _with_records(rows: tf.data.Dataset, store: files.Store, at_once: int) -> tf.data.Dataset:
+    """Adds each row's file, read from the store so many at a time; an empty one where it fails."""
+
+    def read(records: np.ndarray) -> np.ndarray:
+        found = store.read(records)
+        # What is wrong is said later, when the row is read once more.
+        return np.array([b"" if isinstance(file, ValueError) else file for file in found], object)
+
+    def with_files(number: tf.Tensor, row: Row):
+        content = tf.numpy_function(read, [row.record], tf.string)
+        return number, row, tf.ensure_shape(content, [None])
+
+    groups = rows.batch(at_once).map(with_files, num_parallel_calls=READS_AHEAD)
+    return groups.unbatch()
 
 
 def _columns(index: Index, plan: Plan, host_rows: np.ndarray, steps: range) -> Row:
@@ -142,6 +172,7 @@ def _columns(index: Index, plan: Plan, host_rows: np.ndarray, steps: range) -> R
 
     return Row(
         path=np.array([index.path(row) for row in rows], object),
+        record=index.records[rows],
         stated=np.stack([index.heights[rows], index.widths[rows]], axis=1).astype(np.int32),
         orientation=index.orientation[rows].astype(np.int32),
         flip=planned(plan.flip),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.data.tensorflow_import import tf
 
@@ -20,7 +21,8 @@ from yolos_jax.data.tensorflow_import import tf
 class Row(NamedTuple):
     """What a plan says about a picture: one, or columns of many. Sizes are (height, width)."""
 
-    path: np.ndarray  # bytes or str
+    path: np.ndarray  # bytes or str; with a store, what the picture is called
+    record: np.ndarray  # int64: its number in the store
     stated: np.ndarray  # int32 [2]: size that the picture must have, turned upright
     orientation: np.ndarray  # int32: EXIF's 1..8; 1 where nothing is to be turned
     flip: np.ndarray  # bool
@@ -46,16 +48,22 @@ class Needs(NamedTuple):
         )
 
 
-def read_row(row: Row, patch_size: int, needs: Needs) -> tf.Tensor:
-    """Reads, decodes, crops, resizes, flips and cuts a picture into patches, in a graph.
+def read_row(row: Row, content: tf.Tensor, patch_size: int, needs: Needs) -> tf.Tensor:
+    """Decodes, crops, resizes, flips and cuts a picture into patches, in a graph.
+
+    Args:
+      row: what the plan says.
+      content: the picture's file, a string.
+      patch_size: pixels.
+      needs: of all rows.
 
     Returns:
       uint8 [rows * columns, P].
 
     Raises:
-      tf.errors.OpError: when run, if the picture is missing, broken or not of the stated size.
+      tf.errors.OpError: when run, if the picture is broken or not of the stated size.
     """
-    pixels = _decode(tf.io.read_file(row.path), row, needs)
+    pixels = _decode(content, row, needs)
     # Nobody sees this message: ``read_row_with_pillow`` says it in words.
     tf.debugging.assert_equal(tf.shape(pixels)[:2], row.stated)
     if needs.resize:
@@ -68,14 +76,17 @@ def read_row(row: Row, patch_size: int, needs: Needs) -> tf.Tensor:
     return tf.reshape(patches, [rows * cols, patch_size * patch_size * 3])
 
 
-def read_row_with_pillow(row: Row, patch_size: int) -> np.ndarray:
-    """The same without TensorFlow.
+def read_row_with_pillow(row: Row, patch_size: int, store: files.Store | None) -> np.ndarray:
+    """The same without TensorFlow, reading included: the file, or the record of a store.
 
     Raises:
       ValueError: naming the picture and what is wrong with it.
     """
     path = row.path.decode() if isinstance(row.path, bytes) else str(row.path)
-    pixels = image_lib.decode(path, exif="apply" if row.orientation > 1 else "ignore")
+    source = path if store is None else store.read([row.record])[0]
+    if isinstance(source, ValueError):
+        raise source
+    pixels = image_lib.decode(source, "apply" if row.orientation > 1 else "ignore", path)
     if pixels.shape[:2] != tuple(row.stated):
         raise ValueError(
             f"{path}: is {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), the "

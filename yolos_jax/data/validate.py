@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from etils import epath
 from tqdm import tqdm
 
-from yolos_jax.data import clean, image
-from yolos_jax.data.index import picture_path, read_coco
+from yolos_jax.data import clean, files, image
+from yolos_jax.data.coco import read_coco
+from yolos_jax.data.index import picture_path
 from yolos_jax.data.problems import KINDS, Problems
 from yolos_jax.labels import LabelMap
 
@@ -73,13 +74,13 @@ def check_split(
     root: str | os.PathLike, annotation_file: str, images_dir: str, exif: str = "ignore"
 ) -> Split:
     """Checks one annotation file and its pictures."""
-    path = os.fspath(epath.Path(root) / annotation_file)
+    path = picture_path(root, "", annotation_file)
     problems = Problems(path, limit=None)
-    folder = epath.Path(root) / images_dir
+    folder = picture_path(root, images_dir, "")
     try:
         coco = read_coco(path)
-        if not folder.is_dir():
-            raise ValueError(f"no such folder of pictures: {os.fspath(folder)}")
+        if not files.is_folder(folder):
+            raise ValueError(f"no such folder of pictures: {folder}")
         label_map = LabelMap.from_categories(coco["categories"])
     except ValueError as error:
         problems.add("file", None, None, str(error))
@@ -90,7 +91,7 @@ def check_split(
     found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
     _check_annotations(coco["annotations"], images, found, label_map, problems)
     if not any("/" in name for name in pictures):  # folders would take a walk of the whole store
-        for name in sorted(entry.name for entry in folder.iterdir() if entry.is_file()):
+        for name in sorted(e.name for e in epath.Path(folder).iterdir() if e.is_file()):
             if name not in pictures:
                 problems.add("unlisted", None, None, name)
     boxes = int((~found.crowd).sum())
@@ -168,9 +169,9 @@ def _check_pictures(
 def _open(path: str) -> Picture:
     """Reads and decodes a whole picture, which is what finds truncated ones."""
     try:
-        source = epath.Path(path).read_bytes()
-    except OSError as error:
-        return Picture(None, b"", f"{path}: cannot be read: {error.strerror or error}")
+        source = files.read_picture(path)
+    except ValueError as error:
+        return Picture(None, b"", str(error))
     digest = hashlib.blake2b(source, digest_size=16).digest()
     try:
         header = image.read_header(source, path)
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", nargs="+", help="picture folders, as many")
     parser.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help="data.exif")
     flags = parser.parse_args(arguments)
-    if not epath.Path(flags.root).is_dir():
+    if not files.is_folder(flags.root):
         parser.error(f"no such folder: {flags.root!r}")
     if len(flags.annotations or ()) != len(flags.images or ()):
         parser.error("--annotations and --images go together, one folder per file")

@@ -1,0 +1,214 @@
+"""Writes the shards of a packed folder, one after another, so that a run can be killed anywhere.
+
+A shard is written under another name, read back, and renamed; beside it lies the list of its
+pictures until ``records.json``, written last, takes all lists in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from yolos_jax.data import files, image, shards
+from yolos_jax.data.index import picture_path
+
+TABLE = ".json"  # ends the name of a finished shard's list, until all shards are finished
+PARTIAL = ".partial"
+VERIFIED_AT_ONCE = 64  # records that are read back together
+
+
+class Part(NamedTuple):
+    """One shard to be: its file, and the pictures that belong into it with their bytes."""
+
+    path: Path
+    pictures: list[list]  # [file name, bytes; -1 when it is missing]
+
+
+def divide(
+    target: Path, names: Sequence[str], sizes: Sequence[int], shard_bytes: int, count: int
+) -> list[Part]:
+    """Neighbours of the annotation file into shards of about equal size.
+
+    Args:
+      target: the folder of the shards.
+      names: of the pictures.
+      sizes: their bytes; -1 for a missing one.
+      shard_bytes: about how large a shard is to be.
+      count: how many there are to be; 0: as shard_bytes says.
+
+    Raises:
+      ValueError: all pictures are missing.
+    """
+    pictures = [list(pair) for pair in zip(names, sizes, strict=True)]
+    total = sum(max(size, 0) for size in sizes)
+    if not total:
+        raise ValueError(f"none of the {len(pictures)} pictures for {target} is there")
+    count = min(count or -(-total // shard_bytes), len(pictures))
+    groups: list[list] = [[] for _ in range(count)]
+    before = 0
+    for picture in pictures:
+        groups[min(before * count // total, count - 1)].append(picture)
+        before += max(picture[1], 0)
+    filled: list[list] = []
+    for group in groups:
+        if any(size >= 0 for _, size in group):
+            filled.append(group)
+        elif filled:  # none, or only missing ones
+            filled[-1] += group
+    return [
+        Part(target / f"pictures-{k:05d}-of-{len(filled):05d}{shards.SUFFIX}", group)
+        for k, group in enumerate(filled)
+    ]
+
+
+def finished(target: Path) -> dict[str, dict]:
+    """What earlier runs finished: the list of each shard, by its file name."""
+    known = {}
+    with contextlib.suppress(ValueError):
+        manifest = shards.read_manifest(target / shards.MANIFEST)
+        known |= {table["file"]: table for table in manifest["tables"]}
+    for path in target.glob(f"*{shards.SUFFIX}{TABLE}"):
+        with contextlib.suppress(ValueError, OSError):
+            table = json.loads(path.read_text())
+            known[table["file"]] = table
+    return known
+
+
+def is_whole(part: Part, table: dict | None) -> bool:
+    """Whether a shard is there, with these pictures, as large as it was when it was written."""
+    if table is None or not part.path.exists():
+        return False
+    return table["pictures"] == part.pictures and part.path.stat().st_size == table["bytes"]
+
+
+def write_shard(
+    part: Part,
+    source: str,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    on_error: str,
+    progress: Callable[[int], Any],
+) -> list[str]:
+    """Writes, reads back and names one shard; returns what is wrong with its pictures.
+
+    With on_error='raise' a shard with such a picture is not written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    partial = part.path.with_name(f"{part.path.name}.{os.getpid()}{PARTIAL}")
+    checksums: list[int] = []
+    left_out: list[list[str]] = []
+    try:
+        # One record to a group, so that one is read alone; pictures are compressed already.
+        writer = ArrayRecordWriter(os.fspath(partial), "group_size:1,uncompressed")
+        paths = ((name, picture_path(source, "", name)) for name, _ in part.pictures)
+        for (name, _), content in _ahead(pool, lambda item: _checked(item[1]), paths, 4 * workers):
+            progress(1)
+            if isinstance(content, ValueError):
+                left_out.append([name, str(content)])
+            elif not left_out or on_error == "skip":
+                checksums.append(zlib.crc32(content))
+                writer.write(content)
+        writer.close()
+        if left_out and on_error == "raise":
+            partial.unlink()
+            return [what for _, what in left_out]
+        _verify(partial, checksums)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError | OSError):
+            raise ValueError(f"{partial}: cannot be written: {files.reason(error)}") from error
+        raise
+    table = {
+        "file": part.path.name,
+        "bytes": partial.stat().st_size,
+        "pictures": part.pictures,
+        "crc32": checksums,
+        "left_out": left_out,
+    }
+    # The list first: a shard that has its name has its list.
+    _write_whole(part.path.with_name(part.path.name + TABLE), json.dumps(table).encode())
+    partial.replace(part.path)
+    return [what for _, what in left_out]
+
+
+def _checked(path: str) -> bytes | ValueError:
+    """A picture's file, once it has been decoded."""
+    try:
+        content = files.read_picture(path)
+        image.decode(content, name=path)
+    except ValueError as error:
+        return error
+    return content
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int
+) -> Iterator[tuple]:
+    """(item, result) in order; so many are begun before they are asked for."""
+    begun: deque = deque()
+    for item in items:
+        begun.append((item, pool.submit(work, item)))
+        if len(begun) > ahead:
+            first, future = begun.popleft()
+            yield first, future.result()
+    for first, future in begun:
+        yield first, future.result()
+
+
+def _verify(path: Path, checksums: Sequence[int]) -> None:
+    """Reads a shard back. Raises OSError where it is not what was written."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(os.fspath(path))
+    if reader.num_records() != len(checksums):
+        raise OSError(f"{reader.num_records()} of {len(checksums)} records were read back")
+    for start in range(0, len(checksums), VERIFIED_AT_ONCE):
+        wanted = list(range(start, min(start + VERIFIED_AT_ONCE, len(checksums))))
+        for record, content in zip(wanted, reader.read(wanted), strict=True):
+            if zlib.crc32(content) != checksums[record]:
+                raise OSError(f"record {record} was read back with another checksum")
+    reader.close()
+
+
+def finish(target: Path, parts: Sequence[Part], annotations: str, copied: Path) -> list[list[str]]:
+    """Puts the annotations and the list of all shards beside them; returns what was left out."""
+    known = finished(target)
+    tables = [known[part.path.name] for part in parts]
+    content = files.read_bytes(annotations)
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(copied, content)
+    left_out = [entry for table in tables for entry in table["left_out"]]
+    manifest = {
+        "format": shards.FORMAT,
+        "annotations_sha256": hashlib.sha256(content).hexdigest(),
+        "tables": tables,
+    }
+    _write_whole(target / shards.MANIFEST, json.dumps(manifest).encode())
+    kept = {table["file"] for table in tables}
+    for path in target.iterdir():
+        old_shard = path.name.endswith(shards.SUFFIX) and path.name not in kept
+        if old_shard or path.name.endswith((shards.SUFFIX + TABLE, PARTIAL)):
+            path.unlink()
+    return left_out
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under its name only when it is complete."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path}: cannot be written: {files.reason(error)}") from error
