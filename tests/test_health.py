@@ -67,3 +67,32 @@ def test_too_many_in_a_row_stop_with_the_images(tmp_path):
     with pytest.raises(ValueError, match=r"3 steps in a row .* step 2 with image ids \[41\]"):
         for number in range(3):
             health.check(number, 8, [41], step(finite=False))
+
+
+def test_a_resumed_run_counts_on_and_takes_later_steps_again(tmp_path):
+    first = make(tmp_path)
+    for number in range(4):
+        first.check(number, 8, [number], step(images=7, finite=number < 2))
+    with open(tmp_path / "skipped_steps.jsonl", "a") as file:
+        file.write('{"step": 4, "imag')  # it died while writing
+    saved = make(tmp_path / "elsewhere")  # what an attempt that was at step 3 had counted
+    saved.writes = False
+    for number in range(3):
+        saved.check(number, 8, [number], step(images=7, finite=number < 2))
+    again = make(tmp_path, first_step=3, counts=json.loads(json.dumps(saved.counts())))
+    assert (again.images, again.unreadable, again.skipped, again.skipped_in_a_row) == (24, 3, 1, 1)
+    with pytest.raises(ValueError, match=r"3 steps in a row .* step 4 "):
+        for number in (3, 4):
+            again.check(number, 8, [number], step(finite=False))
+    records = (tmp_path / "skipped_steps.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [2, 3, 4]
+
+
+def test_one_process_writes_and_names_a_picture_once_over_attempts(tmp_path):
+    for _ in range(2):
+        assert make(tmp_path).note_unreadable(["a.jpg: gone"] * 2) == ["a.jpg: gone"]
+        other = make(tmp_path, writes=False)
+        assert other.note_unreadable(["b.jpg: gone"]) == ["b.jpg: gone"]
+        other.check(0, 8, [1], step(finite=False))
+    assert (tmp_path / "unreadable.txt").read_text() == "a.jpg: gone\n"
+    assert not (tmp_path / "skipped_steps.jsonl").exists()

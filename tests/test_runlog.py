@@ -52,6 +52,11 @@ def test_resuming_drops_what_will_be_done_again(tmp_path):
         train(log, 4, 10)
     assert [line["step"] for line in read(tmp_path)] == [2, 4, 4, 6, 8, 10]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    # Saved without the evaluation of its step, which will be made again.
+    with open_log(tmp_path, step=4, evaluated=0):
+        assert [(line["kind"], line["step"]) for line in read(tmp_path)] == [
+            ("train", 2), ("train", 4)
+        ]  # fmt: skip
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

@@ -139,7 +139,7 @@ def damage(folder: epath.Path) -> str | None:
         lines = (folder / SUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         return f"{folder / SUMS}: cannot be read: {error}"
-    named = 0
+    named = set()
     for line in lines:
         expected, gap, name = line.partition("  ")
         if not gap or len(expected) != 64:
@@ -150,8 +150,11 @@ def damage(folder: epath.Path) -> str | None:
             return f"{folder / name}: cannot be read: {error}"
         if found != expected:
             return f"{folder / name}: its bytes are not those written (SHA-256 differs)"
-        named += name.startswith(("params/", "metadata/"))
-    return None if named else f"{folder / SUMS}: names no file of params and metadata"
+        named.add(name)
+    if not named:
+        return f"{folder / SUMS}: names no file"
+    unnamed = sorted(set(_files(folder, "")) - named)
+    return f"{folder / SUMS}: has no hash of {unnamed[0]}" if unnamed else None
 
 
 def find_damage(
@@ -256,7 +259,7 @@ def _files(folder: epath.Path, prefix: str) -> list[str]:
     for path in folder.iterdir():
         if path.is_dir():
             names += _files(path, f"{prefix}{path.name}/")
-        elif prefix + path.name not in (*_WRITTEN_LAST, SUMS):
+        elif not path.name.startswith(".") and prefix + path.name not in (*_WRITTEN_LAST, SUMS):
             names.append(prefix + path.name)
     return names
 
