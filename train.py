@@ -99,15 +99,15 @@ def main(argv: list[str]) -> None:
     # Libraries tell their whole story at INFO; what a run has to say it prints.
     logging.set_verbosity(logging.WARNING)
     try:
-        with preemption.Preemption() as asked:  # while importing, too
-            from yolos_jax import launch, trainer
+        asked = preemption.Preemption().listen()  # while importing, too
+        from yolos_jax import launch, trainer
 
-            summary = trainer.train(
-                _CONFIG.value,
-                _WORKDIR.value,
-                changeable_on_resume=CHANGEABLE_ON_RESUME,
-                preemption=asked,
-            )
+        summary = trainer.train(
+            _CONFIG.value,
+            _WORKDIR.value,
+            changeable_on_resume=CHANGEABLE_ON_RESUME,
+            preemption=asked,
+        )
     except preemption.Stopped as reason:
         print(f"train.py: {reason}, before the first step; nothing to save", file=sys.stderr)
         return

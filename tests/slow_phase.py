@@ -76,14 +76,5 @@ if __name__ == "__main__":
     sys.argv = ["train.py", *flags]
     import train
 
-    # While train.py imports, it listens already: what is prolonged must not delay that.
-    start = train.main
-
-    def main(argv):
-        from yolos_jax import preemption
-
-        with preemption.Preemption():
-            prolong(phase, float(seconds))
-        start(argv)
-
-    app.run(main, flags_parser=train.parse_flags)
+    prolong(phase, float(seconds))
+    app.run(train.main, flags_parser=train.parse_flags)

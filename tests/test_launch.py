@@ -44,12 +44,12 @@ def test_a_request_that_a_library_swallowed_is_not_lost():
             preemption.ready()
 
 
-def test_listening_twice_listens_once():
+def test_without_with_it_listens_to_the_end():
     before = signal.getsignal(signal.SIGTERM)
-    with launch.Preemption() as preemption:
-        with preemption:
-            preemption.ready()
-        assert signal.getsignal(signal.SIGTERM) == before
+    preemption = launch.Preemption().listen()
+    preemption.ready()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.requested(1)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -92,6 +92,7 @@ def test_a_missing_process_ends_the_start_on_all_and_is_counted():
     assert all(isinstance(error, OSError) for error in errors)
     assert isinstance(errors[0], TimeoutError)
     (message,) = {str(error) for error in errors}
+    assert message.endswith("as test says: --config.mesh.distributed=off starts alone")
     assert "3 of 5 processes came" in message and "missing: 3, 4" in message and "in 2 s" in message
 
 
@@ -102,6 +103,7 @@ def test_without_process_0_the_others_say_what_they_know():
         assert isinstance(error, TimeoutError)
         assert f"process 0 of 3 did not come to {place.address} in" in str(error)
         assert f"this is process {place.number} of 3" in str(error)
+        assert "as test says: --config.mesh.distributed=off starts alone" in str(error)
 
 
 def test_one_that_came_and_left_is_missing():
@@ -152,11 +154,16 @@ def test_a_port_that_is_taken_is_waited_for_and_named():
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_a_request_to_stop_while_waiting_stops_all_that_have_come(asked, monkeypatch):
-    monkeypatch.setattr(waiting, "FIRST_NOTICE", 0.5)
+    monkeypatch.setattr(waiting, "FIRST_NOTICE", 0)
+    monkeypatch.setattr(waiting, "NEXT_NOTICE", 0)
+
+    all_here = threading.Event()
 
     def wait(place):
         def stop(text):  # as a signal would, in the midst of it
-            if place.number == asked:
+            if "3 of 4 processes came" in text:  # on process 0
+                all_here.set()
+            if place.number == asked and all_here.is_set():
                 raise Stopped("asked to stop")
 
         return waiting.meet(place, 20, stop)
@@ -179,13 +186,14 @@ def test_who_fails_or_dies_ends_the_others(end, why):
     meetings = meet(places(3))
     ended = {0: [], 2: []}
     for number, reasons in ended.items():
-        meetings[number].watch(reasons.append)
+        meetings[number].watch(lambda *said, to=reasons: to.append(said))
     end(meetings[1])
     deadline = time.monotonic() + 10
     while not all(ended.values()) and time.monotonic() < deadline:
         time.sleep(0.01)
     for reasons in ended.values():
-        assert len(reasons) == 1 and re.fullmatch(why, reasons[0])
+        ((reason, killed),) = reasons
+        assert re.fullmatch(why, reason) and killed == ("gone" in why)
 
 
 def test_process_0_goes_last():
@@ -209,7 +217,7 @@ def test_who_leaves_after_its_work_ends_nobody():
     meetings = meet(places(3))
     ended = []
     for meeting in meetings:
-        meeting.watch(ended.append)
+        meeting.watch(lambda *said: ended.append(said))
     for meeting in (meetings[2], meetings[0], meetings[1]):
         meeting.leave()
     deadline = time.monotonic() + 10

@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 # What may differ from host to host: who it is, and where and how fast it reads the same data.
 OF_ONE_PROCESS = (
     "data.root",
+    "data.tfds_dir",
+    "data.cache_dir",
     "data.workers",
     "mesh.coordinator",
     "mesh.distributed",
@@ -26,7 +28,7 @@ OF_ONE_PROCESS = (
     "mesh.wait_seconds",
 )
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-SEEN_WITHIN = 15  # seconds: network folders show others' files late
+SEEN_WITHIN = 20  # seconds: network folders show others' files late
 SHOWN = 20  # differences, or processes, named in one message
 
 

@@ -22,6 +22,9 @@ SLURM_TASK = (
 LOCAL_NUMBERS = ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
+BY_CONFIG = "mesh.coordinator"
+
+
 class Place(NamedTuple):
     """One process' place among the processes of a run."""
 
@@ -29,7 +32,7 @@ class Place(NamedTuple):
     count: int  # processes, at least 2
     number: int  # of this one, from 0
     local_devices: tuple[int, ...] | None  # of the node's that this process uses; None: all
-    found_by: str  # for messages
+    found_by: str  # BY_CONFIG, or the cluster's name: for messages
 
 
 def find(
@@ -76,7 +79,7 @@ def _from_config(config: ConfigDict, environ: Mapping[str, str]) -> Place | None
         config.num_processes,
         config.process_id,
         local_devices(environ),
-        "mesh.coordinator",
+        BY_CONFIG,
     )
 
 
@@ -138,6 +141,8 @@ def _recognised(environ: Mapping[str, str]):
 
 def _single_tpu_host(environ: Mapping[str, str]) -> bool:
     # Answered from the environment, a single host asks no metadata server.
+    if "TPU_PROCESS_ADDRESSES_PATH" in environ:  # Later versions of jax read a file.
+        return False
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
     slices = environ.get("MEGASCALE_NUM_SLICES", "1")
     return bool(hosts) and "," not in hosts and slices == "1"

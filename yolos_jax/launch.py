@@ -116,9 +116,14 @@ class _Together:
             self.meeting.outlast(3 * OWN_REASON_SECONDS)
         _exit()
 
-    def end(self, why: str) -> None:
-        """Ends this process because of another one; its own reason, if it has one, goes first."""
-        time.sleep(OWN_REASON_SECONDS)
+    def end(self, why: str, killed: bool) -> None:
+        """Ends this process because of another one.
+
+        If that failed, this one may be failing for the same reason, and its own words go first. If
+        it was killed there is no time: without process 0, jax aborts.
+        """
+        if not killed:
+            time.sleep(OWN_REASON_SECONDS)
         if not self._reporting.acquire(blocking=False):
             return
         _tell(f"this run is over: {why}")

@@ -140,15 +140,15 @@ class Meeting:
                     if gone:
                         selector.unregister(key.fileobj)
 
-    def watch(self, end: Callable[[str], None]) -> None:
+    def watch(self, end: Callable[[str, bool], None]) -> None:
         """From now on notices, in a thread, who fails or dies; then the run is over.
 
         Args:
-          end: ends this process; is told why.
+          end: ends this process; is told why, and whether one was killed (else it said so).
         """
         threading.Thread(target=self._watch, args=(end,), name="meeting", daemon=True).start()
 
-    def _watch(self, end: Callable[[str], None]) -> None:
+    def _watch(self, end: Callable[[str, bool], None]) -> None:
         with selectors.DefaultSelector() as selector:
             for number, line in self._lines.items():
                 selector.register(line.socket, selectors.EVENT_READ, number)
@@ -161,10 +161,11 @@ class Meeting:
                     if message.get("bye"):
                         selector.unregister(key.fileobj)
                         continue
-                    why = message.get("failed") or f"{self._names[key.data]} is gone"
+                    why = message.get("failed", f"{self._names[key.data]} is gone")
+                    killed = "failed" not in message or message.get("killed", False)
                     if self.place.number == 0:
-                        self._tell_all(failed=why)
-                    end(why)
+                        self._tell_all(failed=why, killed=killed)
+                    end(why, killed)
                     return
 
     def _hear(self, number: int, deadline: float) -> dict:

@@ -34,10 +34,14 @@ class Preemption:
         self._ready = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Preemption:
-        for number in () if self._previous else SIGNALS:
+    def listen(self) -> Preemption:
+        """Listens from now on; without ``with``, until the process has ended."""
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
+
+    def __enter__(self) -> Preemption:
+        return self.listen()
 
     def __exit__(self, *unused: object) -> None:
         for number in list(self._previous):

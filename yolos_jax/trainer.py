@@ -34,7 +34,7 @@ def train(
       config: as ``configs/common.py`` describes.
       workdir: folder of the run; made when missing.
       changeable_on_resume: keys that may differ from those of the run that is resumed.
-      preemption: listens already; by default it does from now on.
+      preemption: listens already; None: somebody who does until the run ends.
 
     Returns:
       ``AP``, ``AP50`` (of the last evaluation, None when stopped before one), ``seconds``,
@@ -46,7 +46,8 @@ def train(
       OSError: not all processes of the run came, or a checkpoint could not be written.
       launch.Stopped: asked to stop before there was a state to save.
     """
-    with preemption or launch.Preemption() as preemption:
+    listening = contextlib.nullcontext(preemption) if preemption else launch.Preemption()
+    with listening as preemption:
         run, progress = startup.prepare(config, workdir, changeable_on_resume)
         preemption.ready()
         log = runlog.RunLog(

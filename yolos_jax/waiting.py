@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
-from yolos_jax.cluster import Place
+from yolos_jax.cluster import BY_CONFIG, Place
 from yolos_jax.meeting import Line, Meeting, describe
 from yolos_jax.preemption import Stopped
 
@@ -85,7 +85,7 @@ class _Guests:
                         selector.unregister(key.fileobj)
                         key.data.close()
                 if self.waited() > self.seconds:
-                    raise TimeoutError(self.who_is_missing())
+                    raise TimeoutError(self.who_is_missing() + self.way_out())
                 self.remind(f"waiting at {self.place.address}: {self.who_is_missing()}")
             for line in self.lines.values():
                 line.send(welcome=True)
@@ -144,6 +144,11 @@ class _Guests:
             f"{few([describe(self.place), *(self.names[i] for i in sorted(self.lines))])}"
         )
 
+    def way_out(self) -> str:
+        if self.place.found_by == BY_CONFIG:
+            return ""
+        return f"; as {self.place.found_by} says: --config.mesh.distributed=off starts alone"
+
     # All others.
 
     def go(self) -> None:
@@ -177,7 +182,7 @@ class _Guests:
         raise TimeoutError(
             f"process 0 of {self.place.count} did not come to {self.place.address} in "
             f"{self.waited():.0f} s ({problem}); only it would know how many did; this is "
-            f"{describe(self.place)}, found by {self.place.found_by}"
+            f"{describe(self.place)}{self.way_out()}"
         )
 
     def await_answer(self, line: Line) -> dict:
