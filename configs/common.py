@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.loss = _loss()
     config.optimizer = _optimizer()
     config.mesh = _mesh()
+    config.compile = _compile()
     config.checkpoint = _checkpoint()
     config.eval = _eval()
     config.log = _log()
@@ -163,6 +164,14 @@ def _mesh() -> ConfigDict:
     return mesh
 
 
+def _compile() -> ConfigDict:
+    """Programs, each compiled once."""
+    compile = ConfigDict()
+    compile.cache = "../compiled"  # folder that keeps them, seen from the work directory; '': none
+    compile.ahead = False  # compile for every bucket before the first step
+    return compile
+
+
 def _checkpoint() -> ConfigDict:
     """When to save, and what to keep."""
     checkpoint = ConfigDict()
@@ -215,6 +224,8 @@ CHANGEABLE_ON_RESUME = (
     "mesh.num_processes",
     "mesh.process_id",
     "mesh.wait_seconds",
+    "compile.cache",
+    "compile.ahead",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "checkpoint.keep_best",

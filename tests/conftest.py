@@ -18,3 +18,8 @@ from hypothesis import settings
 # Every example of a property that compiles costs seconds: few of them, the same on every run.
 settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("fast")
+
+
+def pytest_configure(config):
+    # Here, not in pyproject.toml, which pytest reads before the environment above is set.
+    config.addinivalue_line("filterwarnings", "error::yolos_jax.programs.UnexpectedProgram")

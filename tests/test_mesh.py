@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from yolos_jax import mesh as mesh_lib
+from yolos_jax import optimizer as optimizer_lib
+from yolos_jax import report
 from yolos_jax.batch import Batch, Bucket, HostBatch, Targets
+from yolos_jax.models.build import build_model
+from yolos_jax.train_state import Updater
 
 
 def test_mesh_covers_all_devices():
@@ -41,6 +47,26 @@ def test_bytes_per_device():
     tree = {"kernel": np.zeros((64, 256), np.float32), "bias": np.zeros(256, np.float32)}
     assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(8)) == 64 * 256 * 4 // 8 + 1024
     assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(1)) == 64 * 256 * 4 + 1024
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fsdp", "most"),
+    [("yolos_b", 8, 1 / 8 + 0.05), ("yolos_s_dwr", 2, 1 / 2 + 0.05), ("yolos_s_dwr", 8, 0.4)],
+)
+def test_state_of_the_recipes_is_spread(recipe, fsdp, most):
+    """By arithmetic. Of 330, the width of S (dWr), 8 is no divisor; the note says so."""
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    model = build_model(config.model, 91)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, params)
+    state = jax.eval_shape(Updater(optimizer, (), 0.999).start, params)
+    mesh = mesh_lib.make_mesh(fsdp)
+    for tree in (state.params, state.opt_state, state.ema):
+        whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        assert mesh_lib.bytes_per_device(tree, mesh) <= most * whole
+    lines = report.describe_memory(state, mesh)
+    assert len(lines) == (2 if most == 0.4 else 1)
+    assert f"mesh.fsdp={fsdp}" in lines[0] and "average" in lines[0]
 
 
 def test_host_rows_of_one_process_are_all():

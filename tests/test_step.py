@@ -33,6 +33,7 @@ from yolos_jax import mesh as mesh_lib
 from yolos_jax import optimizer as optimizer_lib
 from yolos_jax.batch import normalise
 from yolos_jax.models.build import build_model
+from yolos_jax.predict_step import PredictStep
 
 FROZEN = "backbone/.*"  # nothing to differentiate there: compiles faster
 
@@ -242,7 +243,7 @@ def test_predictions_come_in_pixels_and_rows_keep_their_places(single):
     mesh = mesh_of(8)
     config = make_config()
     model = build_model(config.model, CLASSES, mesh)
-    predict = step.PredictStep(model, mesh, config.preprocess)
+    predict = PredictStep(model, mesh, config.preprocess)
     host = make_batch(3)
     params = host_copy(start(single[0]).params)
     params = jax.tree.map(lambda leaf: mesh_lib.put_whole(leaf, mesh_lib.replicated(mesh)), params)

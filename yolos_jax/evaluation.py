@@ -58,7 +58,7 @@ def evaluate(
     everything, so that what follows from the numbers is the same everywhere.
 
     Args:
-      predict_step: a ``step.PredictStep``, or what is called like one.
+      predict_step: a ``predict_step.PredictStep``, or what is called like one.
       params: parameters on the mesh.
       index: the split.
       plan: its evaluation plan.

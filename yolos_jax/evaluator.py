@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from yolos_jax import evaluation, reference_padding, scoring, step
+from yolos_jax import evaluation, reference_padding, scoring
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
@@ -22,6 +22,7 @@ from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
 from yolos_jax.data.truth import ground_truth
 from yolos_jax.labels import LabelMap
 from yolos_jax.models import build
+from yolos_jax.predict_step import PredictStep
 
 SHOWN = 10  # pictures that could not be read, named in one error
 
@@ -79,7 +80,7 @@ def evaluate_checkpoint(
     if padding:
         predict_step = reference_padding.make_predict_step(model, mesh)
     else:
-        predict_step = step.PredictStep(model, mesh, config.preprocess)
+        predict_step = PredictStep(model, mesh, config.preprocess)
     started = time.monotonic()
     found = evaluation.evaluate(
         predict_step,

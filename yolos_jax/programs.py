@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Hashable
+import warnings
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from yolos_jax.batch import Batch, Bucket
+
+
+class UnexpectedProgram(UserWarning):
+    """A program was compiled that nobody had announced: time lost, and a sign of a mistake."""
 
 
 class Program(NamedTuple):
@@ -32,6 +39,21 @@ class Programs:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, Hashable], Program] = {}
+        self.expected: tuple[Hashable, ...] | None = None  # shapes; None: any
+
+    def expect(self, shapes: Iterable[Hashable]) -> None:
+        """Announces the shapes that programs will be made for."""
+        self.expected = tuple(shapes)
+
+    def check_expected(self, shape: Hashable) -> None:
+        """Warns of a shape that nobody had announced."""
+        if self.expected is not None and shape not in self.expected:
+            warnings.warn(
+                f"compiling for {shape}, which is none of the {len(self.expected)} shapes that "
+                "were expected",
+                UnexpectedProgram,
+                stacklevel=3,
+            )
 
     def make(self, kind: str, shape: Hashable, jitted: Any, *args: Any) -> Program:
         """Returns the program of a kind for a shape, compiled unless it was before.
@@ -74,7 +96,16 @@ def abstract_tree(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: abstract(x.shape, x.dtype, sharding), tree, shardings)
 
 
-def bytes_per_device(tree: Any) -> int:
+def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
+    """A batch of raw patches as an argument of a program that is being made."""
+    return Batch(
+        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
+        grid=abstract((images, 2), np.int32, rows),
+        image_valid=abstract((images,), bool, rows),
+    )
+
+
+def bytes_of_shards(tree: Any) -> int:
     """What a tree of abstract or real arrays takes on the device that holds most of each."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize

@@ -130,7 +130,7 @@ def _canvas_buckets(
 def make_predict_step(
     model: Model, mesh: jax.sharding.Mesh
 ) -> Callable[[Any, Batch, Any, Bucket], Detections]:
-    """A ``step.PredictStep`` for patches that are already normalised."""
+    """A ``predict_step.PredictStep`` for patches that are already normalised."""
 
     def predict(params: Any, batch: Batch, original_size: Any, bucket: Bucket) -> Detections:
         outputs = model.apply(params, batch, bounds=(bucket.rows, bucket.cols))

@@ -26,7 +26,6 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
     parts = f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""
     programs = len(data.buckets) * 2 + (2 if config.microbatches > 1 else 0)
     state = run.train_step.abstract_state
-    megabytes = mesh.bytes_per_device(state, run.mesh) / 2**20
     lines = [
         data.train.label_map.describe(),
         f"training:   {data.train.describe()}",
@@ -34,8 +33,8 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
         *(str(index.dropped) for index in (data.train, data.val) if index.dropped.counts),
         f"parameters, {sum(x.size for x in jax.tree.leaves(state.params)):,}:",
         *(f"  {line}" for line in groups.splitlines()),
-        f"devices: {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, state "
-        f"{megabytes:.1f} MiB on each (fsdp {config.mesh.fsdp})",
+        f"devices: {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+        *describe_memory(state, run.mesh),
         f"batch: {config.batch_size} images over all devices{parts}; learning rate "
         f"{config.optimizer.lr:g} for it, schedule {config.optimizer.schedule!r}",
         f"steps: {run.steps_per_epoch} per epoch, {run.total_steps} in {config.epochs} epochs",
@@ -55,6 +54,30 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
             f"trained from nothing wants {FEW_IMAGES} or more; start from a detector"
         )
     return "\n".join(lines)
+
+
+def describe_memory(state: Any, device_mesh: jax.sharding.Mesh) -> list[str]:
+    """Lines about what a state takes on each device, and how well it is spread.
+
+    Args:
+      state: a ``TrainState`` of arrays or their shapes.
+      device_mesh: that it is spread over by rule.
+    """
+    parts = {"parameters": state.params, "optimiser": state.opt_state, "average": state.ema}
+    sizes = {name: mesh.bytes_per_device(tree, device_mesh) / 2**20 for name, tree in parts.items()}
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
+    each, fsdp = sum(sizes.values()), device_mesh.shape["fsdp"]
+    split = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items() if size)
+    lines = [
+        f"state on each device: {each:.1f} MiB ({split}), {each / whole:.1%} of the whole "
+        f"(mesh.fsdp={fsdp})"
+    ]
+    if each / whole > 1 / fsdp + 0.05:
+        lines.append(
+            f"note: mesh.fsdp={fsdp} would leave {1 / fsdp:.1%} of the state on each device, if "
+            "every array had an axis that it divides; a divisor of model.width does better"
+        )
+    return lines
 
 
 def normalisation_notes(ours: Any, start: Any) -> list[str]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import (
     agreement,
+    compilation,
     datasets,
     launch,
     mesh,
@@ -30,6 +31,7 @@ from yolos_jax.data import pipeline
 from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
+from yolos_jax.predict_step import PredictStep
 from yolos_jax.watchdog import Watchdog
 
 MIN_STEPS_READ = 64
@@ -57,7 +59,7 @@ class Run:
     data: datasets.Data
     mesh: jax.sharding.Mesh
     train_step: step.TrainStep
-    predict_step: Callable
+    predict_step: PredictStep
     schedule: Callable[[int], float]
     steps_per_epoch: int
     checkpoints: Checkpoints | None  # None until nothing is left that could refuse the run
@@ -170,6 +172,7 @@ def prepare(
             say(note)
     # Only now: a run that is refused leaves no folder behind.
     run = dataclasses.replace(run, checkpoints=checkpoints or open_checkpoints(config, folder))
+    compilation.keep_programs(config.compile.cache, folder)
     if begun is not None:
         return run, resume(run, begun)
     return run, Progress(run.train_step.init_state(rng, params))
@@ -194,7 +197,7 @@ def build(config: ConfigDict, folder: Path) -> Run:
         train_step=step.TrainStep(
             model, optimizer.make_optimizer(config.optimizer, trainable), device_mesh, config
         ),
-        predict_step=step.PredictStep(model, device_mesh, config.preprocess),
+        predict_step=PredictStep(model, device_mesh, config.preprocess),
         schedule=schedules.make_schedule(
             config.optimizer,
             steps_per_epoch=steps_per_epoch,
@@ -206,6 +209,13 @@ def build(config: ConfigDict, folder: Path) -> Run:
         metadata={},
     )
     first_plan = run.train_plan(0)
+    parts, max_boxes = config.microbatches, first_plan.max_boxes
+    run.train_step.compiled.expect(
+        step.StepShape(bucket, config.batch_size, max_boxes, parts) for bucket in data.buckets
+    )
+    run.predict_step.compiled.expect(
+        (bucket, data.eval_plan.batch_size) for bucket in data.eval_plan.buckets
+    )
     run.metadata.update(describe_checkpoint(config, label_map, first_plan))
     agreement.check_data(
         {

@@ -1,4 +1,4 @@
-"""One step of training: forward, match, update. And one of prediction.
+"""One step of training: forward, match, update.
 
     forward        compiled, one program per bucket: predictions, costs, residuals
     match          on the host, by scipy (or on the device, at the end of forward)
@@ -11,7 +11,7 @@ for devices that are not there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from yolos_jax import losses, matching
+from yolos_jax import matching
 from yolos_jax import mesh as mesh_lib
-from yolos_jax.batch import Array, Batch, Bucket, Detections, Targets, normalise
+from yolos_jax.batch import Array, Batch, Bucket, Targets
 from yolos_jax.passes import Forward, Microbatch, Passes
-from yolos_jax.programs import Program, Programs, abstract, abstract_tree, bytes_per_device
+from yolos_jax.programs import (
+    Program,
+    Programs,
+    abstract,
+    abstract_batch,
+    abstract_tree,
+    bytes_of_shards,
+)
 from yolos_jax.train_state import TrainState, Updater
 
 
@@ -64,7 +71,7 @@ class TrainStep:
             lambda: self.updater.start(model.init(jax.random.key(0)))
         )
         self.shardings = mesh_lib.shardings(self.abstract_state, mesh)
-        self._made = Programs()
+        self.compiled = Programs()
         self._of_shape: dict[StepShape, dict[str, Program]] = {}
 
         self._images = mesh_lib.batch_sharding(mesh, axis=1)
@@ -150,6 +157,7 @@ class TrainStep:
         Needs no batch and puts nothing on a device.
         """
         if shape not in self._of_shape:
+            self.compiled.check_expected(shape)
             self._of_shape[shape] = self._compile(shape)
         return self._of_shape[shape]
 
@@ -161,7 +169,7 @@ class TrainStep:
         bucket = shape.bucket
 
         def make(kind: str, key: Any, *args: Any) -> Program:
-            return self._made.make(kind, key, self._jitted[kind], *args)
+            return self.compiled.make(kind, key, self._jitted[kind], *args)
 
         bounds = (bucket.rows, bucket.cols)
         forward = make("forward", shape, state.params, state.step, part, bounds)
@@ -207,86 +215,15 @@ class TrainStep:
 
     def programs(self) -> dict[str, int]:
         """Returns how many programs of each kind were compiled; kinds without any are left out."""
-        return self._made.counts()
+        return self.compiled.counts()
 
     def residual_bytes(self) -> dict[Bucket, int]:
         """What the backward pass of a microbatch keeps on each device, by compiled bucket."""
         return {
-            shape.bucket: bytes_per_device(programs["forward"].outputs.residuals)
+            shape.bucket: bytes_of_shards(programs["forward"].outputs.residuals)
             for shape, programs in self._of_shape.items()
         }
 
     def _zeros(self) -> Any:
         trainable, _ = self.updater.partition(self.abstract_state.params)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trainable)
-
-
-class PredictStep:
-    """``predict_step(params, batch, original_size, bucket)``, one compiled program per bucket."""
-
-    def __init__(self, model: Any, mesh: jax.sharding.Mesh, preprocess: Mapping[str, Any]):
-        """Compiles nothing yet.
-
-        Args:
-          model: of ``models.build.build_model``.
-          mesh: that batches are split over.
-          preprocess: mean and std of the pictures the model knows, as ``config.preprocess``.
-        """
-        self.model, self.mesh, self.preprocess = model, mesh, preprocess
-        self._made = Programs()
-        self._jitted = jax.jit(
-            self._predict, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh)
-        )
-
-    def __call__(
-        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
-    ) -> Detections:
-        """Predicts.
-
-        Args:
-          params: on the mesh.
-          batch: patches uint8; on the mesh.
-          original_size: int32 [B, 2], likewise.
-          bucket: of the batch.
-
-        Returns:
-          Detections, split over the mesh as the batch is.
-        """
-        program = self.compile(params, bucket, batch.patches.shape[0])
-        return program(params, batch, original_size)
-
-    def compile(self, params: Any, bucket: Bucket, batch_size: int) -> Program:
-        """The program of a bucket, compiled when first asked for.
-
-        Args:
-          params: on the mesh, or abstract ones that say where they will be.
-          bucket: of the batches.
-          batch_size: images over all devices.
-        """
-        rows = mesh_lib.batch_sharding(self.mesh)
-        batch = abstract_batch(bucket, batch_size, self.model.config.patch_size, rows)
-        size = abstract((batch_size, 2), np.int32, rows)
-        params = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, leaf.sharding), params)
-        key = (bucket, batch_size)
-        return self._made.make("predict", key, self._jitted, params, batch, size, bucket)
-
-    def programs(self) -> dict[str, int]:
-        """Returns how many programs were compiled, as ``TrainStep.programs`` does."""
-        return self._made.counts()
-
-    def _predict(
-        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
-    ) -> Detections:
-        patches = normalise(batch.patches, self.preprocess["mean"], self.preprocess["std"])
-        bounds = (bucket.rows, bucket.cols)
-        outputs = self.model.apply(params, batch._replace(patches=patches), bounds=bounds)
-        return losses.postprocess(outputs, original_size)
-
-
-def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
-    """A batch of raw patches as an argument of a program that is being made."""
-    return Batch(
-        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
-        grid=abstract((images, 2), np.int32, rows),
-        image_valid=abstract((images,), bool, rows),
-    )

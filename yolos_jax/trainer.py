@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, launch, mesh, runlog, startup, visualize
+from yolos_jax import compilation, evaluation, launch, mesh, runlog, startup, visualize
 from yolos_jax.batch import HostBatch
 from yolos_jax.health import Health
 from yolos_jax.watchdog import Watchdog
@@ -99,13 +99,15 @@ class Trainer:
 
     def fit(self) -> dict:
         """Runs to the end, or to a request to stop."""
-        # Order, on which exact resume rests: restore (done), then repeat {evaluate if due, save
-        # if due, next batch, step, log}; after the last step evaluate, save, draw. Evaluating
-        # and saving see the state before a batch is taken, so a run that dies in one of them
-        # does it again, and then takes the same batch.
+        # Order, on which exact resume rests: restore (done), compile if asked to, then repeat
+        # {evaluate if due, save if due, next batch, step, log}; after the last step evaluate,
+        # save, draw. Evaluating and saving see the state before a batch is taken, so a run that
+        # dies in one of them does it again, and then takes the same batch.
         progress = self.progress
         batches = self.run.train_batches(progress.step)
         try:
+            if progress.step < self.run.total_steps and not self.compile_ahead():
+                return self.stop()
             while progress.step < self.run.total_steps:
                 if self.evaluation_due() and not self.evaluate():
                     return self.stop()
@@ -124,6 +126,18 @@ class Trainer:
         self.save()
         self.run.checkpoints.wait()
         return self.summary(finished=True, pictures=self.draw())
+
+    def compile_ahead(self) -> bool:
+        """Compiles all programs, if the configuration says so; False: asked to stop meanwhile."""
+        run, progress = self.run, self.progress
+        if not run.config.compile.ahead:
+            return True
+        lines = compilation.compile_ahead(run.train_step, run.predict_step, progress.state.params)
+        for line in lines:
+            self.log.say(line)
+            if self.preemption.requested(progress.step):
+                return False
+        return True
 
     def evaluation_due(self) -> bool:
         """Whether this step is one to evaluate at, and not evaluated yet."""

@@ -1,0 +1,88 @@
+"""Twenty steps of a tiny model on any number of processes and devices; a program for tests.
+
+    python -m tests.mathematics OUT COORDINATOR PROCESSES ID VARIANT...
+
+A variant is ``fsdp:microbatches:matcher``. Process 0 writes ``OUT/VARIANT.npz`` for each: the loss
+of every step, and the parameters after the last by path.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests import tiny
+from yolos_jax import launch
+from yolos_jax import mesh as mesh_lib
+from yolos_jax.batch import HostBatch
+from yolos_jax.optimizer import paths
+
+STEPS, IMAGES = 20, 8
+VARIANTS = ("1:1:host", "2:1:host", "2:2:host", "2:1:device")
+
+
+def with_boxes_only(host: HostBatch, rows: slice) -> HostBatch:
+    """The batch without the boxes of other rows."""
+    keep = np.zeros(len(host.image_ids), bool)
+    keep[rows] = True
+    targets = host.targets
+    return host._replace(
+        targets=targets._replace(
+            labels=np.where(keep[:, None], targets.labels, 0),
+            boxes_cxcywh=np.where(keep[:, None, None], targets.boxes_cxcywh, 0),
+            target_valid=targets.target_valid & keep[:, None],
+        )
+    )
+
+
+def global_batch(number: int) -> HostBatch:
+    """The same on every process; of 2 or 4 processes many have no box, or no readable picture."""
+    whole = tiny.make_batch(number, IMAGES, boxes=number != 7)
+    return {
+        1: with_boxes_only(whole, slice(0, 2)),
+        2: with_boxes_only(whole, slice(6, 8)),
+        3: with_boxes_only(whole, slice(4, 5)),
+        4: tiny.without(whole, slice(0, 4)),
+        5: tiny.without(whole, [3, 6]),
+    }.get(number % 8, whole)
+
+
+def rows_of(host: HostBatch, rows: np.ndarray) -> HostBatch:
+    """This process' part of a batch."""
+    arrays = jax.tree.map(lambda array: array[rows], (host.batch, host.targets))
+    return host._replace(batch=arrays[0], targets=arrays[1])
+
+
+def run(mesh: jax.sharding.Mesh, microbatches: int, where: str) -> dict[str, np.ndarray]:
+    """Trains; returns ``losses`` [STEPS] and every parameter by its path."""
+    train_step = tiny.make_step(mesh, tiny.make_config(**{"matcher.where": where}))
+    state, losses = tiny.start(train_step), []
+    mine = mesh_lib.host_rows(mesh, IMAGES, microbatches)
+    for number in range(STEPS):
+        host = rows_of(global_batch(number), mine)
+        parts = mesh_lib.put_microbatches(host, mesh, microbatches)
+        state, metrics = train_step(state, parts, host.bucket, tiny.LR)
+        losses.append(float(metrics["loss"]))
+    params = mesh_lib.gather_rows(state.params)
+    named = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+    return named | {"losses": np.array(losses)}
+
+
+def main(out: str, coordinator: str, processes: str, number: str, *variants: str) -> None:
+    config = tiny.make_config().mesh
+    config.coordinator, config.wait_seconds = coordinator, 60
+    config.num_processes, config.process_id = int(processes), int(number)
+    launch.initialise(config)
+    mesh_lib.SHARDED_FROM = 256  # the model is small
+    for variant in variants:
+        fsdp, microbatches, where = variant.split(":")
+        found = run(mesh_lib.make_mesh(int(fsdp)), int(microbatches), where)
+        if jax.process_index() == 0:
+            np.savez(Path(out) / f"{variant}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
