@@ -65,6 +65,7 @@ ORDER = [
     ["reference_padding"],
     ["evaluator"],
     ["visualize"],
+    ["pictures"],
     ["report", "datasets"],
     ["startup"],
     ["trainer"],

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from yolos_jax import compilation, evaluation, launch, mesh, runlog, startup, visualize
+from yolos_jax import compilation, evaluation, launch, mesh, runlog, startup
 from yolos_jax.batch import HostBatch
 from yolos_jax.health import Health
+from yolos_jax.pictures import Sheet
 from yolos_jax.watchdog import Watchdog
 
 
@@ -121,11 +120,12 @@ class Trainer:
             batches.close()
         self.read_metrics()
         # A run that was finished before has its sheet of pictures; nothing is left to do then.
-        if (progress.evaluated < progress.step or self.sheet_missing()) and not self.evaluate():
+        if (progress.evaluated < progress.step or self.sheet().missing()) and not self.evaluate():
             return self.stop()
         self.save()
         self.run.checkpoints.wait()
-        return self.summary(finished=True, pictures=self.draw())
+        pictures = self.sheet().draw(self.run.data.val, self.results)
+        return self.summary(finished=True, pictures=pictures)
 
     def compile_ahead(self) -> bool:
         """Compiles all programs, if the configuration says so; False: asked to stop meanwhile."""
@@ -134,6 +134,7 @@ class Trainer:
             return True
         lines = compilation.compile_ahead(run.train_step, run.predict_step, progress.state.params)
         for line in lines:
+            self.watchdog.watch("compiling", step=progress.step)
             self.log.say(line)
             if self.preemption.requested(progress.step):
                 return False
@@ -268,24 +269,10 @@ class Trainer:
         )
         return self.summary(finished=False, pictures=())
 
-    def sheet_missing(self) -> bool:
-        """Whether the pictures to be drawn at the end are not there, on the first process."""
-        missing = self.run.config.log.pictures > 0 and not self.sheet().exists()
-        return bool(multihost_utils.broadcast_one_to_all(missing))
-
-    def sheet(self) -> Path:
-        """Where this step's pictures are drawn."""
-        return self.run.workdir / "pictures" / f"step_{self.progress.step}.png"
-
-    def draw(self) -> list[str]:
-        """Draws validation pictures, ground truth beside predictions; returns the files' paths."""
-        path, count = self.sheet(), self.run.config.log.pictures
-        if not count:
-            return []
-        if jax.process_index() == 0 and self.results is not None:
-            path.parent.mkdir(exist_ok=True)
-            visualize.split_sheet(self.run.data.val, self.results, count).save(path)
-        return [str(path)]
+    def sheet(self) -> Sheet:
+        """The pictures of this step."""
+        run = self.run
+        return Sheet(run.workdir, self.progress.step, run.config.log.pictures)
 
     def summary(self, *, finished: bool, pictures: Sequence[str]) -> dict:
         """What ``train`` returns."""
