@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import jax
@@ -23,6 +24,31 @@ def test_mesh_covers_all_devices():
     for fsdp in (0, 3, 16):
         with pytest.raises(ValueError, match=f"mesh.fsdp is {fsdp}: .* number of devices, 8"):
             mesh_lib.make_mesh(fsdp)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeChip:
+    """What is asked of a device when a mesh is laid over a TPU slice."""
+
+    id: int
+    coords: tuple[int, ...]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    slice_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_mesh_of_a_slice_whose_axes_do_not_divide_into_the_groups():
+    # Eight of 4 x 4 x 4 chips are two rows of four.
+    places = [tuple(map(int, np.unravel_index(chip, (4, 4, 4)))) for chip in range(64)]
+    chips = [FakeChip(number, place) for number, place in enumerate(places)]
+    mesh = mesh_lib.make_mesh(8, chips)
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 8}
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(64))
+    for group in mesh.devices:
+        sizes = np.ptp([chip.coords for chip in group], axis=0) + 1
+        assert np.prod(sizes) == 8, "chips of a group are neighbours"
 
 
 @pytest.mark.parametrize(

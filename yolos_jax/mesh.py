@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.batch import Batch, HostBatch, Targets
@@ -21,20 +21,26 @@ ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 SHARDED_FROM = 4096  # elements
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh over all devices of all processes.
 
     Args:
       fsdp: devices that share one copy of the parameters.
+      devices: instead, for instance those of ``jax.experimental.topologies``.
 
     Raises:
       ValueError: if the devices do not divide into groups of that size.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"mesh.fsdp is {fsdp}: it must divide the number of devices, {count}")
+    # Not jax.make_mesh, which has no mesh for eight of the 4 x 4 x 4 chips of a TPU v5p slice.
+    arranged = mesh_utils.create_device_mesh(
+        (count // fsdp, fsdp), devices, allow_split_physical_axes=True
+    )
     # Auto: under the default, Explicit, flax's LayerNorm does not trace.
-    return jax.make_mesh((count // fsdp, fsdp), ROWS, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(arranged, ROWS, axis_types=(AxisType.Auto,) * 2)
 
 
 def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
