@@ -47,6 +47,10 @@ SETTABLE = (
     "data.max_bad_fraction",
     "data.workers",
     "data.prefetch",
+    "data.tfds_name",
+    "data.tfds_dir",
+    "data.tfds_val",
+    "data.cache_dir",
     "mesh.fsdp",
     *LAUNCH,
 )
@@ -140,6 +144,7 @@ def run(args: argparse.Namespace) -> dict:
     join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
     config = checkpoint_config(metadata)
+    config.data.tfds_name = config.data.cache_dir = ""  # of the training's machine
     for setting in args.settings:
         override(config, setting)
     if args.batch_size is not None:

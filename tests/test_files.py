@@ -6,6 +6,7 @@ Both take the same way: etils hands such paths to TensorFlow's gfile, and graphs
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -14,6 +15,7 @@ from etils import epath
 from etils.epath import backend, gpath, register
 from PIL import Image
 
+from yolos_jax import predict
 from yolos_jax.data import files, image, index, pipeline, records, shapes, validate
 from yolos_jax.data.augment import EvalRecipe
 from yolos_jax.data.plan import choose_buckets, make_eval_plan
@@ -88,6 +90,14 @@ def test_damage_there_is_said_as_here(roots):
         index.load_coco("ram://bucket/gone", ANNOTATIONS, IMAGES)
 
 
+def test_pictures_there_are_found_to_predict_on(roots, tmp_path):
+    found = predict.find_pictures([f"{roots[1]}/{IMAGES}"], tmp_path)
+    one = predict.find_pictures([f"{roots[1]}/{IMAGES}/000000000002.png"], tmp_path)
+    assert len(found) == 9 and str(found[1].path) == str(one[0].path)
+    pixels = image.decode(f"{roots[0]}/{IMAGES}/000000000002.png")
+    np.testing.assert_array_equal(image.decode(one[0].path), pixels)
+
+
 def test_a_folder_there_is_packed_here(roots, tmp_path):
     records.main([roots[1], str(tmp_path / "out"), "--split", "train"])
     packed = index.load_coco(tmp_path / "out", ANNOTATIONS, IMAGES)
@@ -104,6 +114,20 @@ def test_paths_stay_what_they_are():
     )
     assert os.fspath(epath.Path("gs://bucket") / "a//b") == "gs://bucket/a/b"
     assert files.is_remote("gs://bucket") and not files.is_remote("/data/coco")
+
+
+@pytest.mark.parametrize("root", ["/data/coco/", "gs://bucket/coco", "data"])
+def test_paths_of_many_are_the_paths_of_each(root, tmp_path):
+    names = ["1.jpg", "a/b.c/2.jpg", "./3.jpg", "a//4.jpg", "/abs/5.jpg", "é.jpg", "a/../6.jpg"]
+    names += [".hidden.jpg", "a/.h/7.jpg", "x/"]
+    shapes.write(tmp_path, seed=0, train=len(names), val=0, size=16)
+    data = dataclasses.replace(
+        index.load_coco(tmp_path, ANNOTATIONS, IMAGES),
+        root=root,
+        file_names=np.array([name.encode() for name in names]),
+    )
+    rows = np.arange(len(names))
+    assert data.paths(rows) == [data.path(row) for row in rows]
 
 
 def test_a_store_that_nobody_knows():

@@ -271,7 +271,7 @@ def test_errors_that_are_not_the_pictures_reach_the_consumer(demo, demo_plan, mo
         raise RuntimeError("out of luck")
 
     before = set(threading.enumerate())
-    monkeypatch.setattr(type(demo), "path", fail)
+    monkeypatch.setattr(type(demo), "paths", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         next(host_batches(demo, demo_plan))
     assert not set(threading.enumerate()) - before

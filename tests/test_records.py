@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolos_jax.data import files, index, pipeline, records, shapes, shards
+from yolos_jax.data import files, index, pipeline, records, shapes, shards, validate
 from yolos_jax.data.augment import EvalRecipe, Recipe
 from yolos_jax.data.plan import choose_buckets, make_eval_plan, make_plan
 
@@ -100,7 +100,7 @@ def test_what_is_finished_is_not_written_again(loose, packed, capsys):
     assert {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards_of(packed)
     } == before
-    assert "60 pictures in 4 shards (4 were there)" in capsys.readouterr().out
+    assert "60 pictures in 4 shards (4 there before)" in capsys.readouterr().out
     # Other annotations of the same pictures: a new list, the same shards.
     changed = json.loads((loose / ANNOTATIONS).read_text())
     changed["annotations"] = changed["annotations"][1:]
@@ -176,6 +176,18 @@ def test_a_record_with_another_checksum_is_a_picture_that_cannot_be_read(copy):
         data.read(data.file_names.tolist().index(name.encode()))
 
 
+def test_validate_reads_shards_too(loose, copy):
+    (split,) = validate.validate(copy, [(ANNOTATIONS, IMAGES)])
+    (other,) = validate.validate(loose, [(ANNOTATIONS, IMAGES)])
+    assert split.problems.counts == other.problems.counts and len(split.pictures) == 60
+    listed = json.loads((copy / IMAGES / shards.MANIFEST).read_text())
+    listed["tables"][0]["crc32"][0] ^= 1
+    (copy / IMAGES / shards.MANIFEST).write_text(json.dumps(listed))
+    (split,) = validate.validate(copy, [(ANNOTATIONS, IMAGES)])
+    assert split.problems.counts["picture"] == 1
+    assert "is damaged: checksum" in str(split.problems)
+
+
 def test_shards_of_other_annotations_are_refused(copy):
     coco = json.loads((copy / ANNOTATIONS).read_text())
     (copy / ANNOTATIONS).write_text(json.dumps(coco | {"info": {"description": "others"}}))
@@ -202,7 +214,7 @@ def test_missing_and_broken_pictures(tmp_path, capsys):
     assert shards.find(out / IMAGES) is None and len(shards_of(out)) == 2
     records.main([*arguments, "--on_error", "skip"])
     said = capsys.readouterr().out
-    assert "18 pictures in 4 shards (2 were there)" in said and pictures[3].name in said
+    assert "18 pictures in 4 shards (2 there before)" in said and pictures[3].name in said
     # Training sees what it sees of the loose folder: every row, two of them unreadable.
     ours, theirs = load(out), load(loose)
     plan = eval_plan(ours, 8)

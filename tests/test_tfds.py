@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs import common
-from yolos_jax import datasets
+from yolos_jax import datasets, evaluator
 from yolos_jax.data import pipeline, shapes
 from yolos_jax.data.augment import EvalRecipe, Recipe
 from yolos_jax.data.plan import choose_buckets, make_eval_plan, make_plan
+from yolos_jax.labels import LabelMap
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
@@ -159,6 +160,16 @@ def test_evaluation_is_by_the_annotation_file(root, prepared, tmp_path):
     assert ours.ground_truth == theirs.ground_truth
     areas = {box["area"] for box in ours.ground_truth["annotations"]}
     assert any(area % 1 for area in areas)  # TFDS knows integers only
+
+
+def test_a_checkpoint_is_evaluated_on_it(root, prepared):
+    config = common.get_config()
+    config.data.tfds_name, config.data.tfds_dir = "tiny_coco", str(prepared)
+    split = evaluator.Split(str(root), "annotations/instances_val2017.json", "val2017", 5)
+    trained = LabelMap((1, 2, 3), ("ellipse", "triangle", "rectangle"))
+    index, truth, category_ids = evaluator.load_split(split, config, trained, print)
+    assert len(index) == 5 and index.store is not None and len(truth["images"]) == 8
+    assert category_ids.tolist() == [14, 21, 7]
 
 
 def test_the_index_is_built_once(root, prepared, tmp_path, monkeypatch):

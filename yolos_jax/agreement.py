@@ -18,9 +18,9 @@ from jax.experimental import multihost_utils
 
 # What may differ from host to host: who it is, and where and how fast it reads the same data.
 OF_ONE_PROCESS = (
+    "data.cache_dir",
     "data.root",
     "data.tfds_dir",
-    "data.cache_dir",
     "data.workers",
     "mesh.coordinator",
     "mesh.distributed",

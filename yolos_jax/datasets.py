@@ -99,12 +99,21 @@ def load_data(
 
 
 def read_split(
-    data: ConfigDict, split: Split, cache_dir: str | os.PathLike, say: Callable[[str], None]
+    data: ConfigDict,
+    split: Split,
+    cache_dir: str | os.PathLike | None,
+    say: Callable[[str], None],
 ) -> cache.Cached:
     """One split and, where asked for, its ground truth; from the cache when it is there.
 
     Among several processes the first one reads the annotations, and the others take what it wrote;
     those that do not see it (the folder is on another disk) read the annotations themselves.
+
+    Args:
+      data: ``config.data``.
+      split: of ``splits_of``.
+      cache_dir: folder for what was read; None to read it anew.
+      say: prints a line for people.
     """
     if not files.is_folder(data.root):
         raise ValueError(f"data.root: no such folder: {data.root!r}")
@@ -131,8 +140,11 @@ def read_split(
             source, coco = index_lib.open_coco(data.root, split.annotations, split.images)
             return _columns(split, source, coco, coco)
 
-    path = cache.path_of(cache_dir, annotations, told)
-    found = _shared(path, cache.fingerprint(sources, told), build, say)
+    if cache_dir is None:
+        found = build()
+    else:
+        path = cache.path_of(cache_dir, annotations, told)
+        found = _shared(path, cache.fingerprint(sources, told), build, say)
     return found._replace(index=dataclasses.replace(found.index, store=store))
 
 

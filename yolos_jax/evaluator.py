@@ -12,14 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from yolos_jax import evaluation, reference_padding, scoring
+from yolos_jax import datasets, evaluation, reference_padding, scoring
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
-from yolos_jax.data.coco import read_coco
-from yolos_jax.data.index import Index, load_coco
+from yolos_jax.data.index import Index
 from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
-from yolos_jax.data.truth import ground_truth
 from yolos_jax.labels import LabelMap
 from yolos_jax.models import build
 from yolos_jax.predict_step import PredictStep
@@ -49,8 +47,8 @@ def evaluate_checkpoint(
 
     Args:
       params, metadata: of ``checkpoint.load_params``.
-      config: as configs/common.py; of it model, preprocess, buckets, mesh, data.exif,
-        data.on_error, data.workers, data.prefetch, data.max_bad_fraction and eval.batch_size.
+      config: as configs/common.py; of it model, preprocess, buckets, mesh, eval.batch_size and
+        of data what says how pictures are read, not where (TFDS and the cache apart).
       split: the data.
       padding: pictures that share a canvas, as the reference evaluates Ti; 0: none do.
       say: what prints; only the first process does.
@@ -66,7 +64,7 @@ def evaluate_checkpoint(
         say = _say_nothing
     trained = LabelMap.from_json(metadata["label_map"])
     mesh = mesh_lib.make_mesh(config.mesh.fsdp)
-    index, category_ids = load_split(split, config, trained)
+    index, truth, category_ids = load_split(split, config, trained, say)
     say(f"{index.describe()}\n{index.dropped}")
     asked = config.eval.batch_size
     batch_size = evaluation.round_up_batch(asked, mesh, max(padding, 1))
@@ -89,7 +87,7 @@ def evaluate_checkpoint(
         plan,
         watched(batches, plan.steps, len(index), config.data.max_bad_fraction),
         mesh,
-        ground_truth(read_coco(index.annotations), index),
+        truth,
         category_ids=category_ids,
     )
     summary = summarise(found, len(index), time.monotonic() - started) | {"step": metadata["step"]}
@@ -97,16 +95,17 @@ def evaluate_checkpoint(
     return found, summary
 
 
-def load_split(split: Split, config: ConfigDict, trained: LabelMap) -> tuple[Index, np.ndarray]:
-    """Returns the split, and for every slot of the detector the dataset's category id, or -1."""
-    index = load_coco(
-        split.root,
-        split.annotations,
-        split.images,
-        on_error=config.data.on_error,
-        exif=config.data.exif,
-    )
-    return index.subset(split.subset), scoring.match_categories(trained, index.label_map)
+def load_split(
+    split: Split, config: ConfigDict, trained: LabelMap, say: Callable[[str], None]
+) -> tuple[Index, dict, np.ndarray]:
+    """The split, its ground truth, and for every slot of the detector the category id, or -1."""
+    data = config.data.copy_and_resolve_references()
+    data.root, data.labels = split.root, "dataset"
+    data.val_annotations, data.val_images = split.annotations, split.images
+    wanted = datasets.splits_of(data)[1]
+    index, truth = datasets.read_split(data, wanted, data.cache_dir or None, say)
+    category_ids = scoring.match_categories(trained, index.label_map)
+    return index.subset(split.subset), truth, category_ids
 
 
 def summarise(found: evaluation.Evaluation, images: int, seconds: float) -> dict:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 from yolos_jax import detector, visualize
+from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
 
@@ -28,7 +30,7 @@ NAMED = 6  # boxes that the line of a picture names
 class Picture(NamedTuple):
     """A picture to look at."""
 
-    path: Path
+    path: epath.Path  # local, or in an object store
     target: Path  # where the annotated picture goes
 
 
@@ -37,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m yolos_jax.predict", description="Draws what a detector finds on pictures."
     )
     parser.add_argument("checkpoint", help="folder of a run, or of converted weights")
-    parser.add_argument("pictures", nargs="+", help="picture, or folder of pictures")
+    parser.add_argument("pictures", nargs="+", help="picture, or folder of them; gs:// too")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score (0.5)")
     parser.add_argument("--top_k", type=int, default=0, help="boxes per picture at most (0: all)")
@@ -57,9 +59,9 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
       ValueError: no such file or folder, a folder without pictures, or pictures that lie where
         the annotated ones would go.
     """
-    paths: list[Path] = []
+    paths: list[epath.Path] = []
     for name in names:
-        path = Path(name)
+        path = epath.Path(name)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not inside:
@@ -71,7 +73,7 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
             raise ValueError(f"{path}: no such picture or folder")
     paths = list(dict.fromkeys(paths))
     for path in paths:
-        if path.resolve().parent == out.resolve():
+        if not files.is_remote(path) and Path(path).resolve().parent == out.resolve():
             raise ValueError(f"--out {out} holds the picture {path.name}: choose another folder")
     taken: set[str] = set()
     pictures = []
@@ -84,7 +86,7 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
     return pictures
 
 
-def predict_chunk(model: detector.Detector, paths: Sequence[Path]) -> list:
+def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> list:
     """Decodes pictures and predicts them together.
 
     Returns:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from yolos_jax.data.coco import read_coco
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap, checked_categories
 
+PLAIN_NAME = re.compile(r"[^./][^/]*(/[^./][^/]*)*")  # that needs no tidying to be part of a path
 HEADER_THREADS = 32  # headers are read over networks, where waiting is most of it
 
 
@@ -54,6 +56,15 @@ class Index:
     def path(self, row: int) -> str:
         """Path of the picture of a row; with a store, what the picture is called."""
         return picture_path(self.root, self.images_dir, self.file_names[row].decode())
+
+    def paths(self, rows: np.ndarray) -> list[str]:
+        """``path`` of many rows: of a whole epoch, say."""
+        folder = picture_path(self.root, self.images_dir, "")
+        names = (name.decode() for name in self.file_names[rows].tolist())
+        return [
+            f"{folder}/{name}" if PLAIN_NAME.fullmatch(name) else picture_path(folder, "", name)
+            for name in names
+        ]
 
     def read(self, row: int) -> bytes:
         """The file of a row's picture. Raises ValueError naming it where it cannot be read."""

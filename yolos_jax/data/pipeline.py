@@ -171,7 +171,7 @@ def _columns(index: Index, plan: Plan, host_rows: np.ndarray, steps: range) -> R
         return column[steps.start : steps.stop][:, host_rows][real]
 
     return Row(
-        path=np.array([index.path(row) for row in rows], object),
+        path=np.array(index.paths(rows), object),
         record=index.records[rows],
         stated=np.stack([index.heights[rows], index.widths[rows]], axis=1).astype(np.int32),
         orientation=index.orientation[rows].astype(np.int32),

@@ -94,8 +94,9 @@ def _summary(target: Path, parts: list, kept: int, left_out: list) -> str:
     pictures = sum(len(part.pictures) for part in parts)
     megabytes = sum(part.path.stat().st_size for part in parts) / 1e6
     said = (
-        f"{target}: {pictures - len(left_out)} pictures in {len(parts)} shards "
-        f"({kept} were there), {megabytes:.1f} MB; {len(left_out)} pictures left out"
+        f"{target}: {pictures - len(left_out)} pictures in {len(parts)} "
+        f"shard{'s' * (len(parts) != 1)} ({kept} there before), {megabytes:.1f} MB; "
+        f"{len(left_out)} left out"
     )
     return "\n".join([said, *([_listed([what for _, what in left_out])] if left_out else [])])
 
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 on_error=flags.on_error,
             )
             print(said, flush=True)
+        print(f"to train from it: --config.data.root={flags.out}")
     except (ValueError, OSError) as error:
         sys.exit(f"records: {error}")
 

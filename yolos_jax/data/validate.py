@@ -14,14 +14,14 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from etils import epath
 from tqdm import tqdm
 
-from yolos_jax.data import clean, files, image
+from yolos_jax.data import clean, files, image, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.index import picture_path
 from yolos_jax.data.problems import KINDS, Problems
@@ -81,16 +81,18 @@ def check_split(
         coco = read_coco(path)
         if not files.is_folder(folder):
             raise ValueError(f"no such folder of pictures: {folder}")
+        packed = shards.find(folder)
         label_map = LabelMap.from_categories(coco["categories"])
     except ValueError as error:
         problems.add("file", None, None, str(error))
         return Split(problems, {}, "not checked")
     images = clean.clean_images(coco["images"], problems)
-    pictures = _check_pictures(root, images_dir, images, exif, problems)
+    pictures = _check_pictures(folder, packed, images, exif, problems)
     known = set(label_map.category_ids)
     found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
     _check_annotations(coco["annotations"], images, found, label_map, problems)
-    if not any("/" in name for name in pictures):  # folders would take a walk of the whole store
+    # Folders would take a walk of the whole store.
+    if packed is None and not any("/" in name for name in pictures):
         for name in sorted(e.name for e in epath.Path(folder).iterdir() if e.is_file()):
             if name not in pictures:
                 problems.add("unlisted", None, None, name)
@@ -136,19 +138,27 @@ def _check_annotations(
 
 
 def _check_pictures(
-    root: str | os.PathLike,
-    images_dir: str,
+    folder: str,
+    packed: shards.Shards | None,
     images: clean.Images,
     exif: str,
     problems: Problems,
 ) -> dict[str, Picture]:
     """Decodes every picture and compares it with its entry; sizes in ``images`` become as seen."""
     names = [entry["file_name"] for entry in images.entries]
-    paths = [picture_path(root, images_dir, name) for name in names]
+    numbers = {} if packed is None else packed.numbers()
+
+    def open_picture(name: str) -> Picture:
+        path = picture_path(folder, "", name)
+        if packed is None:
+            return _open(path, lambda: files.read_picture(path))
+        return _open(path, lambda: _record(packed, numbers.get(name), path))
+
     pictures: dict[str, Picture] = {}
     by_digest: dict[bytes, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        opened = tqdm(pool.map(_open, paths), total=len(paths), unit="picture", disable=None)
+        opened = pool.map(open_picture, names)
+        opened = tqdm(opened, total=len(names), unit="picture", disable=None)
         for row, (name, picture) in enumerate(zip(names, opened, strict=True)):
             entry = images.entries[row]
             if name in pictures:
@@ -166,10 +176,20 @@ def _check_pictures(
     return pictures
 
 
-def _open(path: str) -> Picture:
+def _record(packed: shards.Shards, number: int | None, path: str) -> bytes:
+    """A picture's file out of a packed folder. Raises ValueError."""
+    if number is None:
+        raise ValueError(f"{path}: is not in the shards")
+    (content,) = packed.read([number])
+    if isinstance(content, ValueError):
+        raise content
+    return content
+
+
+def _open(path: str, read: Callable[[], bytes]) -> Picture:
     """Reads and decodes a whole picture, which is what finds truncated ones."""
     try:
-        source = files.read_picture(path)
+        source = read()
     except ValueError as error:
         return Picture(None, b"", str(error))
     digest = hashlib.blake2b(source, digest_size=16).digest()
