@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from yolos_jax.data.index import Index
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap
+
+if TYPE_CHECKING:
+    from yolos_jax.data.index import Index
 
 # The most frequent sizes of COCO's training pictures and about how many of a hundred have them
 # (height, width); the rest is one side of 640 and any other.
@@ -33,8 +37,11 @@ MOST_BOXES = 93  # of one picture of COCO's training set
 
 def coco_like(images: int, boxes: int, seed: int = 0) -> Index:
     """An Index of so many images with so many boxes, drawn at random."""
+    # Here: whoever asks for sizes only may lack what reads datasets.
+    from yolos_jax.data.index import Index
+
     random = np.random.default_rng(seed)
-    size = _sizes(random, images)
+    size = draw_sizes(random, images)
     counts = np.minimum(random.gamma(0.8, boxes / images / 0.8, images), MOST_BOXES).astype(int)
     # Rounding and the cap took some away: they go to pictures that have fewest.
     np.add.at(counts, np.argsort(counts)[: max(boxes - counts.sum(), 0)], 1)
@@ -63,7 +70,7 @@ def coco_like(images: int, boxes: int, seed: int = 0) -> Index:
     )
 
 
-def _sizes(random: np.random.Generator, images: int) -> np.ndarray:
+def draw_sizes(random: np.random.Generator, images: int) -> np.ndarray:
     """Heights and widths, int64 [I, 2]."""
     share = np.array([*FREQUENT.values(), 100 - sum(FREQUENT.values())]) / 100
     kind = random.choice(len(share), size=images, p=share)

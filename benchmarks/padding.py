@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-from pathlib import Path
 
+from benchmarks import report
 from benchmarks.coco_like import coco_like
 from yolos_jax.data.plan import Recipe, choose_buckets, make_plan
 
@@ -58,8 +57,7 @@ def main() -> None:
                 f"{row['grouped']:8.1%} {row['not_grouped']:12.1%} {row['canvas']:7.1%}"
             )
             rows.append(row)
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(rows, indent=1))
+    report.write(arguments.out, "padding", rows)
 
 
 if __name__ == "__main__":

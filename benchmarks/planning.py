@@ -6,12 +6,11 @@ python -m benchmarks.planning --out planning.json
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from benchmarks import report
 from benchmarks.coco_like import coco_like
 from configs import yolos_s
 from yolos_jax.data.plan import Recipe, choose_buckets, make_plan
@@ -44,8 +43,7 @@ def main() -> None:
     for name, task in tasks.items():
         rows.append({"task": name, **_seconds(task)})
         print(f"{name:30s} {rows[-1]['wall']:.2f} wall, {rows[-1]['cpu']:.2f} processor")
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(rows, indent=1))
+    report.write(arguments.out, "planning", rows)
 
 
 def _seconds(task: Callable[[], object]) -> dict[str, float]:

@@ -13,12 +13,14 @@ number of hosts, nor on how many pictures the dataset has.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from yolos_jax.data import sizes
-from yolos_jax.data.index import Index
+
+if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
+    from yolos_jax.data.index import Index
 
 AUGMENTATION, ORDER, STEPS = range(3)  # streams of random numbers within an epoch
 ROWS_AT_ONCE = 8192

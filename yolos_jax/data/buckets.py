@@ -8,12 +8,16 @@ function of index and recipe: the same in every epoch, on every host, after ever
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from yolos_jax.batch import Bucket
 from yolos_jax.data import augment, sizes
 from yolos_jax.data.augment import EvalRecipe, Recipe
-from yolos_jax.data.index import Index
+
+if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
+    from yolos_jax.data.index import Index
 
 SIMULATED_ROWS = 50_000  # at least, for the distribution of lengths
 # Share of the pictures of a bucket's length that its bounds leave to a later bucket: panoramas,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from yolos_jax.batch import Bucket
 from yolos_jax.data import augment
 from yolos_jax.data.augment import Draws, EvalRecipe, Recipe
 from yolos_jax.data.buckets import choose_buckets, smallest_bucket
-from yolos_jax.data.index import Index
+
+if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
+    from yolos_jax.data.index import Index
 
 __all__ = [
     "EvalRecipe",
