@@ -94,6 +94,36 @@ def test_what_does_not_fit_is_one_error_on_all(tmp, tmp_path, environment, both,
     assert not (tmp_path / "run").exists()
 
 
+TASK = """
+import os, runpy, sys
+number, job, *sys.argv = sys.argv[1:]
+os.environ.update(
+    SLURM_JOB_ID=job, SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2", SLURM_PROCID=number,
+    SLURM_LOCALID=number, SLURM_STEP_NUM_TASKS="2", SLURM_STEP_TASKS_PER_NODE="2",
+)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_slurm_tasks_find_each_other(tmp, tmp_path, environment):
+    job = str(os.getpid())  # jax makes a port of it
+    train = ["train.py", *flags(tmp, tmp_path / "run", "--config.batch_size=18")]
+    commands = [["-c", TASK, str(number), job, *train] for number in range(2)]
+    codes, group = run(commands, tmp_path / "printed", environment)
+    assert codes == [1, 1]
+    for member in range(2):
+        assert "18 images does not divide among 4 devices" in group.output(member)
+
+
+def test_a_shell_of_a_slurm_job_trains_alone(tmp, tmp_path, environment):
+    shell = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    train = ["train.py", *flags(tmp, tmp_path / "run", "--config.batch_size=17")]
+    codes, group = run([train], tmp_path / "printed", environment | shell)
+    assert codes == [1]
+    assert "SLURM job 77, but not in one of its steps (SLURM_STEP_NODELIST" in group.output(0)
+    assert "17 images does not divide among 2 devices" in group.output(0)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp, environment):
     commands = train_commands(2, *flags(tmp, tmp / "finished"))

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from yolos_jax import datasets, evaluation, reference_padding, scoring
+from yolos_jax import agreement, datasets, evaluation, reference_padding, scoring
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
@@ -71,6 +71,8 @@ def evaluate_checkpoint(
     if batch_size != asked:
         say(f"batches of {batch_size} images instead of {asked}: {mesh.size} devices share them")
     plan, batches = plan_batches(index, config, mesh, batch_size, padding)
+    step = str(metadata["step"])
+    agreement.check_data({"pictures": plan.fingerprint(), "step of the checkpoint": step})
     say(plan.describe())
 
     model = build.build_model(config.model, trained.num_classes, mesh)
