@@ -34,10 +34,10 @@ def get_config() -> ConfigDict:
 def _model() -> ConfigDict:
     """What is trained."""
     model = ConfigDict()
-    model.name = "yolos"
+    model.name = "yolos"  # or 'detr', which has no patches, position grids or det_token_std
     model.patch_size = 16  # pixels
     model.width = 384  # D
-    model.depth = 12  # L
+    model.depth = 12  # L; of a DETR see below
     model.heads = 6  # H
     model.mlp_width = 1536
     model.num_queries = 100  # Q, detection tokens
@@ -50,7 +50,22 @@ def _model() -> ConfigDict:
     model.attention = "auto"  # models/attention.py lists the backends
     model.scan = True  # one compiled block, scanned; False: blocks unrolled
     model.remat = "default"  # what the forward pass keeps: 'none', 'default', 'full'
+    model.detr = _detr()
     return model
+
+
+def _detr() -> ConfigDict:
+    """What only a DETR has; the keys above that it has too keep their meaning."""
+    detr = ConfigDict()
+    detr.blocks = (3, 4, 6, 3)  # bottlenecks per stage: ResNet-50; ResNet-101: (3, 4, 23, 3)
+    detr.stem_width = 64  # channels of the first convolution; features have 32 times as many
+    detr.dilation = False  # the last stage keeps the resolution of the one before ("DC5")
+    detr.encoder_depth = 6  # layers
+    detr.decoder_depth = 6  # layers, A: each one's answer has a loss of its own
+    detr.pre_norm = False  # LayerNorm before each sublayer instead of after its sum
+    detr.position = "sine"  # encodings of rows and columns: 'sine' or 'learned' (50 of each)
+    detr.dropout = 0.1  # of training
+    return detr
 
 
 def _data() -> ConfigDict:

@@ -9,6 +9,7 @@ Dimensions, used in every docstring of this package:
     K  classes; slot K is no-object
     D  width of a token           H  attention heads          L  blocks
 
+Of a canvas H and W are height and width in pixels; of its features h and w, in cells.
 Sizes are always (height, width). Booleans named ``*_valid`` are True for what is real.
 """
 
@@ -39,6 +40,18 @@ class Batch(NamedTuple):
 
     patches: Array  # uint8 (raw) or float32 (normalised) [B, N, P]; P is y, x, channel.
     grid: Array  # int32 [B, 2]: rows and columns of patches; (1, 1) where the image is not valid.
+    image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
+
+
+class Canvas(NamedTuple):
+    """Images in the upper left corners of canvases of one shape, as convolutions look at them.
+
+    What lies outside of an image's size may hold anything: models put zeros there, which
+    convolutions see, after normalising.
+    """
+
+    pixels: Array  # uint8 (raw) or float32 (normalised) [B, H, W, 3].
+    size: Array  # int32 [B, 2]: height and width of the image, pixels; (1, 1) where not valid.
     image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
 
 
@@ -79,11 +92,12 @@ class Detections(NamedTuple):
 def normalise(patches: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Turns raw patches into what a model takes: ``(x / 255 - mean) / std`` per channel.
 
-    Called inside the compiled step, where XLA fuses it into the patch projection's input, so
-    that pictures travel to the device as bytes.
+    Called inside the compiled step, where XLA fuses it into what reads the pictures first, so
+    that they travel to the device as bytes.
 
     Args:
-      patches: uint8 [..., P], P = y, x, channel, row-major.
+      patches: uint8 [..., P], P = y, x, channel, row-major; a canvas's pixels are patches of one
+        pixel each.
       mean: three numbers in 0..1, red, green, blue.
       std: likewise.
 

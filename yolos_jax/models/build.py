@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from yolos_jax.batch import Batch, Outputs
-from yolos_jax.models import attention, vit
+from yolos_jax.models import attention, detr_model, vit
+from yolos_jax.models.detr_model import DetrModel
 from yolos_jax.models.yolos import Yolos
 
 Params = dict[str, Any]  # nested; leaves are float32 arrays
@@ -96,24 +97,16 @@ class Model(NamedTuple):
             tokens=1 + config.num_queries + batch.patches.shape[1],
         )
         attend = functools.partial(attention.attention, backend=backend, mesh=self.mesh)
-        place = functools.partial(_on_its_device, mesh=mesh)
+        place = functools.partial(vit.on_its_device, mesh=mesh)
         return Yolos(config, self.num_classes, attend, place, tuple(bounds), capture)
 
 
-def _on_its_device(tokens: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Keeps every image's tokens whole, on the device that the batch's sharding gives it."""
-    if mesh is None or mesh.size == 1:
-        return tokens
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return jax.lax.with_sharding_constraint(tokens, rows)
-
-
-_NAMES = ("yolos",)
+_NAMES = ("yolos", "detr")
 
 
 def build_model(
     model_config: Mapping[str, Any], num_classes: int, mesh: Mesh | None = None
-) -> Model:
+) -> Model | DetrModel:
     """Builds the model that ``config.model`` describes.
 
     Args:
@@ -128,6 +121,9 @@ def build_model(
     name = values.pop("name", None)
     if name not in _NAMES:
         raise ValueError(f"model.name is {name!r}; known models: {', '.join(_NAMES)}.")
+    if name == "detr":
+        return DetrModel(detr_model.config_of(values), num_classes, mesh)
+    values.pop("detr", None)  # of the other model; checkpoints need not have it
     return Model(_checked(values), num_classes, mesh)
 
 

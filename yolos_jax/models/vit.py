@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.models import attention, position
 
@@ -60,6 +61,19 @@ def gelu(x: Array) -> Array:
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+
+
+def on_its_device(x: Array, mesh: Mesh | None) -> Array:
+    """Keeps every image's part of ``x`` [B, ...] whole, on the device that the batch is split to.
+
+    Args:
+      x: tokens or features.
+      mesh: the devices that batches are sharded over, all of its axes; None: one device.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.lax.with_sharding_constraint(x, rows)
 
 
 class Linear(nn.Dense):

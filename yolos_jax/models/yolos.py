@@ -16,24 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax.batch import Batch, Outputs
-from yolos_jax.models import attention, position, vit
+from yolos_jax.models import attention, heads, position, vit
 
 Array = jax.Array
-
-
-def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for the weight and the bias of a layer with ``fan_in`` inputs."""
-    bound = fan_in**-0.5
-
-    def init(rng, shape, dtype=jnp.float32):
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-    return init
-
-
-def _linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
-    init = torch_linear_init(fan_in)
-    return vit.Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 def sincos_init(rng: Array, shape: tuple[int, int, int], dtype: Any = jnp.float32) -> Array:
@@ -134,7 +119,9 @@ class Backbone(nn.Module):
         # What is not real may hold anything, NaN included: nothing of it may reach a gradient.
         real = placement.cell_of_valid & batch.image_valid[:, None]
         patches = jnp.where(real[..., None], batch.patches, 0)
-        embed = _linear(config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed")
+        embed = heads.linear(
+            config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed"
+        )
         patches = self.place(embed(patches))
         first = jnp.concatenate([cls, det])
         first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
@@ -158,23 +145,6 @@ class Backbone(nn.Module):
         return vit.Mid(tables, position.make_resizer(size, grid, placement, self.bounds))
 
 
-class Head(nn.Module):
-    """Three linear layers with ReLU between, float32."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, tokens: Array) -> Array:
-        width = tokens.shape[-1]
-        for index, features in enumerate((width, width, self.features)):
-            tokens = _linear(features, width, jnp.float32, f"layers_{index}")(tokens)
-            if index < 2:
-                # Not nn.relu, which leaves the backward pass zeros as large as the whole batch's
-                # tokens, on every device.
-                tokens = tokens * (tokens > 0)
-        return tokens
-
-
 class Yolos(nn.Module):
     """The detector for one static shape of batches."""
 
@@ -192,6 +162,6 @@ class Yolos(nn.Module):
         )
         tokens, captured = backbone(batch)
         det = tokens[:, 1 : 1 + self.config.num_queries]
-        logits = Head(self.num_classes + 1, name="class_head")(det)
-        boxes = nn.sigmoid(Head(4, name="box_head")(det))
+        logits = heads.Mlp(self.num_classes + 1, name="class_head")(det)
+        boxes = nn.sigmoid(heads.Mlp(4, name="box_head")(det))
         return Outputs(pred_logits=logits[None], pred_boxes=boxes[None]), captured

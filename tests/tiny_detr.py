@@ -1,0 +1,60 @@
+"""A DETR so small that it compiles in seconds, and canvases for it, shared by tests."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from configs import common
+from yolos_jax.batch import Canvas
+from yolos_jax.models.build import build_model
+from yolos_jax.models.detr_model import DetrModel
+
+CLASSES, QUERIES = 4, 5
+OWN = dict(
+    blocks=(1, 1, 1, 2), stem_width=4, encoder_depth=1, decoder_depth=2, position="sine"
+)  # fmt: skip
+
+
+def model_config(**changes) -> dict:
+    """``config.model`` as recipes and runs have it; names of ``OWN`` go where they belong."""
+    model = common.get_config().model.to_dict()
+    model |= dict(
+        name="detr", width=16, heads=2, mlp_width=24, num_queries=QUERIES, layer_norm_eps=1e-5,
+        dtype="float32",
+    )  # fmt: skip
+    own = {name: changes.pop(name) for name in list(changes) if name in model["detr"]}
+    return model | changes | {"detr": model["detr"] | OWN | own}
+
+
+def make_model(mesh=None, **changes) -> DetrModel:
+    return build_model(model_config(**changes), CLASSES, mesh)
+
+
+def make_params(model: DetrModel, seed: int = 0) -> dict:
+    """Random parameters of numpy: drawing them in jax takes seconds to compile."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("running_var", "weight", "scale"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        fan_in = int(np.prod(leaf.shape[:-1])) if name == "kernel" else 1
+        return (rng.normal(size=leaf.shape) * fan_in**-0.5).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_canvas(sizes, canvas: tuple[int, int], seed: int = 0) -> Canvas:
+    """Normalised random pixels; what is outside of the images is not zero."""
+    pixels = np.random.default_rng(seed).normal(size=(len(sizes), *canvas, 3))
+    return Canvas(pixels.astype(np.float32), np.array(sizes, np.int32), np.ones(len(sizes), bool))
+
+
+def zero_outside(canvas: Canvas) -> Canvas:
+    """The same with zeros outside of the images, as other projects want it."""
+    pixels = np.zeros_like(canvas.pixels)
+    for new, old, (height, width) in zip(pixels, canvas.pixels, canvas.size, strict=True):
+        new[:height, :width] = old[:height, :width]
+    return canvas._replace(pixels=pixels)
