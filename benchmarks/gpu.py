@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from benchmarks import gpu_tables, isolated, report
 
 GRIDS = {"ti": (32, 53), "s": (50, 83), "b": (50, 83)}  # 512 and 800 pixels, in patches
-IMAGES = {"ti": 256, "s": 64, "b": 32}  # of a training step; of the mix half of that
+IMAGES = "ti=256,s=64,b=32"  # of a training step; of the mix half of that
 FORWARD = {"batches": (1, 8, 32), "mixed": 32}
 FEW = 60  # seconds; with less left nothing is begun
 
@@ -51,6 +51,7 @@ def cases(options: argparse.Namespace, lock: str) -> list[Case]:
     tiny, device = options.quick, options.device
     common = {"tiny": tiny, "lock": lock}
     torch = {"compiled": not options.eager, "device": device}
+    sizes = {model: 4 for model in GRIDS} if tiny else options.images
     found = []
 
     def add(row: str, side: str, model: str, **arguments: Any) -> None:
@@ -61,7 +62,7 @@ def cases(options: argparse.Namespace, lock: str) -> list[Case]:
 
     for mixed in (False, True):
         for model in ("s", "b", "ti"):
-            images = (4 if tiny else IMAGES[model]) // (2 if mixed else 1)
+            images = sizes[model] // (2 if mixed else 1)
             sized = {"grid": _grid(model, tiny), "images": images, "mixed": mixed}
             for side in ("ours", "theirs"):
                 add("train", side, model, **sized, seconds=options.seconds)
@@ -75,11 +76,10 @@ def cases(options: argparse.Namespace, lock: str) -> list[Case]:
             add("memory", "ours", model, **memory, remat=remat)
         for checkpointing in (False, True):
             add("memory", "theirs", model, **memory, checkpointing=checkpointing)
-    add("idle", "ours", "s", grid=_grid("s", tiny), images=4 if tiny else IMAGES["s"], steps=5)
+    add("idle", "ours", "s", grid=_grid("s", tiny), images=sizes["s"], steps=5)
     for model in ("s", "b", "ti"):
         rows, cols = _grid(model, tiny)
-        images = 2 if tiny else IMAGES[model]
-        sized = {"rows": rows, "cols": cols, "images": images, "seconds": options.seconds}
+        sized = {"rows": rows, "cols": cols, "images": sizes[model], "seconds": options.seconds}
         for form in ("host", "device", "one"):
             add("programs", "ours", model, **sized, form=form, dtype="bfloat16", multiple=128)
     chosen = options.rows.split(","), options.models.split(",")
@@ -146,11 +146,24 @@ def _grid(model: str, tiny: bool) -> tuple[int, int]:
     return (4, 6) if tiny else GRIDS[model]
 
 
-def _options() -> argparse.Namespace:
+def _images(text: str) -> dict[str, int]:
+    """'ti=256,s=64' as a dictionary; what it does not name is as IMAGES says."""
+    known = dict(pair.split("=") for pair in IMAGES.split(","))
+    given = dict(pair.split("=") for pair in text.split(","))
+    if not given.keys() <= known.keys():
+        raise argparse.ArgumentTypeError(f"{text}: models are {', '.join(known)}")
+    return {model: int(count) for model, count in (known | given).items()}
+
+
+def read_options() -> argparse.Namespace:
+    """The command line's flags."""
     parser = report.parser(__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rows", default="train,forward,memory,programs,idle")
     parser.add_argument("--models", default="ti,s,b")
+    parser.add_argument(
+        "--images", type=_images, default=IMAGES, help="of a training step; halved if too many"
+    )
     parser.add_argument("--budget", type=float, default=470, help="seconds for everything")
     parser.add_argument("--seconds", type=float, default=2, help="that each program is timed for")
     parser.add_argument(
@@ -164,7 +177,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = _options()
+    options = read_options()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmark-gpu-") as folder:
         lock = Path(folder) / "lock"

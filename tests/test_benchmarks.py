@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import checks, flops, gpu_tables, isolated, mix, pictures, report, timing
+from benchmarks import checks, flops, gpu, gpu_tables, isolated, mix, pictures, report, timing
 from configs import yolos_s, yolos_ti
 from yolos_jax.batch import Bucket
 
@@ -180,6 +180,24 @@ def test_a_process_keeps_what_it_yielded_before_it_died():
     job = isolated.Job("tests.test_benchmarks:two_rows_and_an_error", {"first": 1})
     rows, error = job.result(timeout=100)
     assert [row["value"] for row in rows] == [1, 2] and "no third row" in error
+
+
+def test_cases_of_a_card_are_calls_that_exist(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--images", "s=128", "--models", "s,ti"])
+    found = gpu.cases(gpu.read_options(), lock="path")
+    for case in found:
+        module, _, function = case.target.partition(":")
+        body = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body
+        (node,) = [each for each in body if getattr(each, "name", "") == function]
+        assert {argument.arg for argument in node.args.args} == set(case.arguments), case.name
+    assert {case.row for case in found} == {"train", "forward", "memory", "programs", "idle"}
+    images = {
+        case.model: case.arguments["images"] for case in reversed(found) if case.row == "train"
+    }
+    assert images == {"s": 128, "ti": 256}  # of one size: they come first
+    monkeypatch.setattr(sys, "argv", ["gpu", "--images", "l=1"])
+    with pytest.raises(SystemExit):
+        gpu.read_options()
 
 
 def two_rows_and_an_error(first: int):
