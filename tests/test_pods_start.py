@@ -16,7 +16,12 @@ from tests.slow_phase import PHASES
 from yolos_jax.data import shapes
 
 pytestmark = pytest.mark.slow
-STOP_SECONDS = 30  # from SIGTERM to the end of all processes, where each has a core
+STOP_SECONDS = 30  # from SIGTERM to the end of all processes, on a machine that is theirs
+
+
+def busy():
+    """How many times longer things take on a machine that is not ours alone."""
+    return max(os.getloadavg()[0] / os.cpu_count(), 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +58,9 @@ def errors(group, member):
     return [line for line in lines if line.startswith(("train.py: ", "this run is over: "))]
 
 
-def run(commands, folder, environment, seconds=400, devices=2):
+def run(commands, folder, environment, devices=2):
     with Processes(commands, folder, devices=devices, **environment) as group:
-        codes = group.wait(seconds)
+        codes = group.wait(240 * busy())
     return codes, group
 
 
@@ -64,7 +69,7 @@ def test_a_missing_process_is_counted_on_all_that_came(tmp, tmp_path, environmen
     started = time.monotonic()
     codes, group = run(commands[:2], tmp_path, environment)
     assert codes == [1, 1]
-    assert time.monotonic() - started < 10 + 45  # imports, on a busy machine
+    assert time.monotonic() - started < 10 + 30 * busy()  # imports
     for member in range(2):
         (error,) = errors(group, member)
         assert "2 of 3 processes came" in error and "in 10 s; missing: 2;" in error
@@ -182,13 +187,13 @@ def test_when_one_is_killed_the_other_says_so_and_goes(tmp, tmp_path, environmen
         group.signal(signal.SIGKILL, member)
         started = time.monotonic()
         codes = group.wait(60)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 15 * busy()
         assert codes[1 - member] == 1
         assert re.search(rf"this run is over: process {member} .*is gone", group.printed())
 
 
-def wait_for(group, member, text, seconds=400):
-    deadline = time.monotonic() + seconds
+def wait_for(group, member, text):
+    deadline = time.monotonic() + 240 * busy()
     while text not in group.output(member):
         assert time.monotonic() < deadline, group.printed()
         assert group.members[member].poll() is None, group.printed()
@@ -202,10 +207,9 @@ def stop_in(phase, commands, printed, environment, devices):
         wait_for(group, 0, f"now {phase}")
         group.signal(signal.SIGTERM, len(commands) - 1)
         started = time.monotonic()
-        codes = group.wait(400)
-        busy = max(os.getloadavg()[0] / os.cpu_count(), 1)
+        codes = group.wait(240 * busy())
     assert codes == [0] * len(commands), group.printed()
-    assert time.monotonic() - started < STOP_SECONDS * busy
+    assert time.monotonic() - started < STOP_SECONDS * busy()
     return group
 
 
@@ -243,7 +247,7 @@ def test_a_request_to_stop_while_waiting_for_others_stops_all(tmp, tmp_path, env
     with Processes(commands[:2], tmp_path / "printed", **environment) as group:
         wait_for(group, 1, "connected to process 0")
         group.signal(signal.SIGTERM, asked)
-        assert group.wait(20) == [0, 0], group.printed()
+        assert group.wait(20 * busy()) == [0, 0], group.printed()
     for member in range(2):
         assert "asked to stop, before the first step; nothing to save" in group.output(member)
     assert not (tmp_path / "run").exists()
@@ -254,16 +258,19 @@ def test_a_phase_that_hangs_is_written_down_and_the_run_ends_or_goes_on(
     finished, tmp, tmp_path, environment, leave
 ):
     del finished  # what it compiled is in the cache: a first step takes seconds, not minutes
-    more = ["--config.log.watchdog_seconds=20", f"--config.log.watchdog_exit={leave}"]
+    seconds = int(30 * busy())  # more than a step takes with all that it compiles
+    more = [f"--config.log.watchdog_seconds={seconds}", f"--config.log.watchdog_exit={leave}"]
     commands = train_commands(2, *flags(tmp, tmp_path / "run", *more))
-    slow = [["-m", "tests.slow_phase", "saving", "30", *command[1:]] for command in commands]
+    slow = [
+        ["-m", "tests.slow_phase", "saving", str(2 * seconds), *command[1:]] for command in commands
+    ]
     codes, group = run([slow[0], commands[1]], tmp_path / "printed", environment)
     assert codes == ([1, 1] if leave else [0, 0]), group.printed()
     written = (tmp_path / "run" / "watchdog_0.txt").read_text()
-    assert "saving is not done after 20 s: step 3" in written and "slow_phase.py" in written
+    assert f"saving is not done after {seconds} s: step 3" in written and "slow_phase.py" in written
     assert written.count("saving is not done") == 1
     for member in range(2) if leave else [0]:
-        assert "is not done after 20 s" in group.output(member)
+        assert f"is not done after {seconds} s" in group.output(member)
     assert ("it went on after" in group.output(0)) == (not leave)
 
 
