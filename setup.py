@@ -32,6 +32,8 @@ setup(
         ],
         # Reading PyTorch and Hugging Face checkpoints.
         "convert": ["huggingface_hub", "safetensors", "torch>=2.6"],
+        # Compiling for TPU slices without one: benchmarks/scale.py.
+        "scale": ["libtpu"],
         # Everything that the tests touch; transformers is the second, live reference.
         "test": [
             "huggingface_hub",

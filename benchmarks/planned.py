@@ -1,0 +1,158 @@
+"""Compiles a recipe's training step for a TPU slice that is not here, and says what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks import slices
+from benchmarks.coco_like import coco_like
+from yolos_jax import hlo, step
+from yolos_jax import mesh as mesh_lib
+from yolos_jax.batch import Bucket
+from yolos_jax.data.plan import TARGETS_MULTIPLE, Recipe, choose_buckets
+from yolos_jax.models.build import build_model
+from yolos_jax.optimizer import make_optimizer, partition
+from yolos_jax.programs import bytes_of_shards
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES, BOXES = 118_000, 860_000  # of COCO's training set, about
+NUM_CLASSES = 91  # of the published recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled."""
+
+    chip: str
+    chips: int
+    recipe: str  # a file of configs/
+    fsdp: int
+    images: int  # per chip
+
+    def __str__(self) -> str:
+        name = slices.topology(self.chip, self.chips)
+        return f"{self.recipe} on {name}, fsdp {self.fsdp}, {self.images} images per chip"
+
+
+@functools.cache
+def read_recipe(name: str) -> Any:
+    """The configuration of a published recipe."""
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@functools.cache
+def longest(recipe: str) -> tuple[Bucket, int]:
+    """The bucket of the longest sequences over a dataset like COCO, and M."""
+    config, index = read_recipe(recipe), coco_like(IMAGES, BOXES)
+    prefix = 1 + config.model.num_queries
+    shape = (config.buckets.count, config.buckets.multiple, prefix)
+    buckets = choose_buckets(index, Recipe.from_config(config), *shape)
+    return buckets[-1], -(-index.max_boxes // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
+
+
+def slice_mesh(chip: str, chips: int, fsdp: int) -> Mesh:
+    """The mesh that training makes of a slice's devices.
+
+    Raises:
+      ValueError: if there is no such slice, or fsdp does not divide its chips.
+    """
+    devices = topologies.get_topology_desc(slices.topology(chip, chips), "tpu").devices
+    return mesh_lib.make_mesh(fsdp, devices)
+
+
+def describe(config: Any, mesh: Mesh, shape: step.StepShape, num_classes: int) -> dict:
+    """Compiles forward and update and reads what the compiler says of them.
+
+    Args:
+      config: of the run.
+      mesh: of the slice, or of any devices.
+      shape: of the step.
+      num_classes: K.
+
+    Returns:
+      ``programs``: of 'forward' and 'update' the bytes on one device of arguments, results, what
+      of them lies in arguments' places, temporaries, code, and the peak that the compiler states;
+      the collectives (fields of ``hlo.Collective``); the seconds that compiling took. Besides
+      ``params_bytes``, ``state_bytes``, ``batch_bytes`` and ``residual_bytes`` on one device.
+    """
+    model = build_model(config.model, num_classes, mesh)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    trainable, _ = partition(params, config.optimizer.freeze)
+    optimizer = make_optimizer(config.optimizer, trainable)
+    train_step = step.TrainStep(model, optimizer, mesh, config)
+    programs = train_step.compile(shape)
+    state = train_step.abstract_state
+    per_device = shape.batch_size // mesh.size
+    return {
+        "programs": {kind: _read(program) for kind, program in programs.items()},
+        "params_bytes": mesh_lib.bytes_per_device(state.params, mesh),
+        "state_bytes": mesh_lib.bytes_per_device(state, mesh),
+        "batch_bytes": per_device * shape.bucket.patches * 3 * config.model.patch_size**2,
+        "residual_bytes": bytes_of_shards(programs["forward"].outputs.residuals),
+    }
+
+
+def _read(program: Any) -> dict:
+    sizes = program.compiled.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    found = {name: getattr(sizes, f"{name}_size_in_bytes") for name in names}
+    found["peak"] = sizes.peak_memory_in_bytes
+    found["seconds"] = round(program.seconds, 1)
+    found["collectives"] = [c._asdict() for c in hlo.collectives(program.compiled.as_text())]
+    return found
+
+
+def facts(case: Case, cache: Path) -> dict:
+    """What ``describe`` says of a case, or ``{"error": ...}`` where the compiler found no room.
+
+    Args:
+      case: to compile.
+      cache: folder of results of the same code, compiler and case; made when missing.
+    """
+    path = cache / f"{_key(case)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    bucket, max_boxes = longest(case.recipe)
+    shape = step.StepShape(bucket, case.images * case.chips, max_boxes)
+    started = time.monotonic()
+    try:
+        mesh = slice_mesh(case.chip, case.chips, case.fsdp)
+        found = describe(read_recipe(case.recipe), mesh, shape, NUM_CLASSES)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = {"error": " ".join(re.sub(r"See https\S+.*", "", str(error)).split())}
+    found |= {"bucket": bucket, "seconds": round(time.monotonic() - started, 1)}
+    found = json.loads(json.dumps(found))  # as it will be when read from the cache
+    cache.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def _key(case: Case) -> str:
+    """Changes with the case, the versions of the compiler, and any line that it could depend on."""
+    return hashlib.sha256(repr((dataclasses.astuple(case), _code())).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for package in ("jax", "flax", "optax", "libtpu"):
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    files = [*(ROOT / "yolos_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+    for path in sorted([*files, Path(__file__), ROOT / "benchmarks" / "coco_like.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
