@@ -1,6 +1,7 @@
 # make demo [SEED=n]   train, evaluate and draw on generated pictures; minutes on two CPU cores
 # make test            the fast tests
 # make test-all        everything that is tested
+# make test-kills [SEED=n]  kills a run on two processes 20 times, anywhere, and compares its end
 # Each sets up what it needs in .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ JOBS ?= 2
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-kills lint clean
 
 # By default glibc returns a step's memory to the system and takes it back for the next one.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -24,6 +25,9 @@ test: $(VENV)/test.stamp lint
 
 test-all: $(VENV)/test.stamp lint
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST)
+
+test-kills: $(VENV)/test.stamp
+	KILLS=20 SEED=$(SEED) $(PY) -m pytest -s -n 0 tests/test_kills.py -k two_processes
 
 lint: $(VENV)/test.stamp
 	$(PY) -m ruff check .

@@ -1,26 +1,35 @@
-"""``train.py`` that dies, or has its disk fill up, at a place of a test's choosing.
+"""``train.py`` in a process that dies, or whose disk fills up, where a test wants it to.
 
-    python -m tests.dying_train JSON FLAGS...
+    with dying_train.Group(folder, flags, plans) as group:
+        codes = group.wait(60)
 
-JSON is ``{"place": ..., "number": ..., "seconds": ..., "signal": ...}``: so many seconds after the
-place is reached for that time, the process sends itself the signal. ``"bytes"`` instead of the
-signal: no file may grow beyond that many from there on. ``"batches"`` is a file in which to note
-the images of every step. All are optional.
+A plan is of one process: ``{"place": ..., "number": ..., "seconds": ..., "signal": ...}``: so many
+seconds after it reaches the place for that time, it sends itself the signal. ``"bytes"`` instead
+of the signal: from there on no file may grow beyond that many. ``"batches"`` names a file in which
+to note the images of every step. All are optional.
+
+Processes are forked from one that has imported everything: that is half of their start.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app
 
 import train
+from tests.processes import free_address
 from yolos_jax import checkpoint, checkpoint_files, evaluation, startup, step, trainer
 from yolos_jax.data import pipeline
 
@@ -29,22 +38,83 @@ PLACES = {
     "restoring": (checkpoint.Checkpoints, "restore"),
     "compiling": (step.TrainStep, "__call__"),
     "stepping": (step.TrainStep, "__call__"),
-    "reading": (pipeline._Background, "__next__"),
+    "reading": (pipeline, "host_batches"),
     "evaluating": (evaluation, "evaluate"),
     "saving": (checkpoint.Checkpoints, "_start"),
     "hashing": (checkpoint_files, "write_sums"),
 }
 
 
-def before(owner: Any, name: str, act: Callable[[tuple], None]) -> None:
-    """Has a function called with the arguments of another before that one runs."""
-    original = getattr(owner, name)
+class Group:
+    """The processes of a run; all are killed on leaving. What process i prints is ``i.out``."""
 
-    def wrapped(*args, **kwargs):
-        act(args)
-        return original(*args, **kwargs)
+    def __init__(
+        self, folder: Path, flags: Sequence[str], plans: Sequence[dict], *, devices: int = 1
+    ):
+        """Starts nothing yet.
 
-    setattr(owner, name, wrapped)
+        Args:
+          folder: for what they print.
+          flags: of ``train.py``.
+          plans: one per process.
+          devices: virtual CPU devices of each.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = [folder / f"{number}.out" for number in range(len(plans))]
+        meet = [
+            f"--config.mesh.coordinator={free_address()}",
+            f"--config.mesh.num_processes={len(plans)}",
+        ]
+        self.members = []
+        for number, (plan, out) in enumerate(zip(plans, self.outputs, strict=True)):
+            own = [*flags]
+            if len(plans) > 1:
+                own += [*meet, f"--config.mesh.process_id={number}"]
+            self.members.append(context.Process(target=run, args=(plan, own, str(out), devices)))
+
+    def __enter__(self) -> Group:
+        for member in self.members:
+            member.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for member in self.members:
+            if member.exitcode is None:
+                os.kill(member.pid, signal.SIGKILL)
+            member.join()
+
+    def wait(self, seconds: float) -> list[int | None]:
+        """Exit codes of all; None of those that still run after so many seconds together."""
+        deadline = time.monotonic() + seconds
+        for member in self.members:
+            member.join(max(deadline - time.monotonic(), 0))
+        return [member.exitcode for member in self.members]
+
+    def printed(self) -> str:
+        """What all have printed, for messages."""
+        texts = [out.read_text(errors="replace") if out.exists() else "" for out in self.outputs]
+        return "\n".join(f"--- process {i} ---\n{text[-6000:]}" for i, text in enumerate(texts))
+
+
+def run(plan: dict, flags: list[str], out: str, devices: int) -> None:
+    """One process, from its first line to its last."""
+    printed = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(printed, stream)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    arm(plan)
+    if "batches" in plan:
+        note_batches(plan["batches"])
+    sys.argv = ["train.py", *flags]
+    try:
+        app.run(train.main, flags_parser=train.parse_flags)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # which is not asked in a process of this kind
+        raise
+    finally:
+        atexit._run_exitfuncs()  # likewise
 
 
 def arm(plan: dict) -> None:
@@ -59,12 +129,13 @@ def arm(plan: dict) -> None:
         if "bytes" in plan:
             resource.setrlimit(resource.RLIMIT_FSIZE, (plan["bytes"], resource.RLIM_INFINITY))
             return
-        seconds, kill = plan["seconds"], (os.getpid(), plan["signal"])
-        timer = threading.Timer(seconds, os.kill, kill)
+        timer = threading.Timer(plan["seconds"], os.kill, (os.getpid(), plan["signal"]))
         timer.daemon = True
         timer.start()
 
-    if "place" in plan:
+    if plan.get("place") == "anywhere":
+        act(())
+    elif "place" in plan:
         before(*PLACES[plan["place"]], act)
 
 
@@ -80,9 +151,12 @@ def note_batches(path: str) -> None:
     before(trainer.Trainer, "train_on", note)
 
 
-if __name__ == "__main__":
-    plan = json.loads(sys.argv.pop(1))
-    arm(plan)
-    if "batches" in plan:
-        note_batches(plan["batches"])
-    app.run(train.main, flags_parser=train.parse_flags)
+def before(owner: Any, name: str, act: Callable[[tuple], None]) -> None:
+    """Has a function called with the arguments of another before that one runs."""
+    original = getattr(owner, name)
+
+    def wrapped(*args, **kwargs):
+        act(args)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
