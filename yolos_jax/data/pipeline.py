@@ -20,7 +20,7 @@ from yolos_jax.data.tensorflow_import import tf
 CHUNK_BYTES = 4 << 20  # of pictures that leave the graph together, at most ...
 CHUNK_ROWS = 64  # ... and at most so many
 ROWS_AHEAD = 16  # decoded rows that wait, per worker, besides finished batches
-READS_AHEAD = 2  # host batches of records that are read at the same time
+READS_AHEAD = 4  # host batches of records that are read at the same time
 POLL_SECONDS = 0.2  # how often a thread that waits looks whether it is still wanted
 
 

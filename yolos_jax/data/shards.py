@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from yolos_jax.data import files
 MANIFEST = "records.json"
 FORMAT = 1
 SUFFIX = ".array_record"
+READER_BYTES = 32768  # of each file's buffer; TFDS and Grain take as much
 
 
 class Shard(NamedTuple):
@@ -42,48 +44,77 @@ class Shards:
     names: tuple[str, ...]  # [R], file names of the annotations, record by record
     checksums: np.ndarray  # uint32 [R], CRC-32 of each picture's file
     left_out: tuple[tuple[str, str], ...]  # pictures without a record: file name, what is wrong
-    _opened: list[Any] = field(default_factory=list, compare=False)
+    _readers: dict[int, Any] = field(default_factory=dict, compare=False)
+    _lock: Any = field(default_factory=threading.Lock, compare=False)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """int64 [shards]: records up to the end of each."""
+        return np.cumsum([shard.records for shard in self.shards])
 
     def read(self, records: Sequence[int]) -> list[bytes | ValueError]:
         """The files of pictures; -1 stands for the first one without a record, -2 for the next."""
-        wanted = [int(record) for record in records if record >= 0]
-        try:
-            found = iter(self._source().__getitems__(wanted) if wanted else ())
-        except Exception:  # RuntimeError for a damaged record; who knows what for a disk
-            found = map(self._read_one, wanted)
-        return [
-            self._checked(int(record), next(found)) if record >= 0 else self._absent(-1 - record)
-            for record in records
-        ]
+        found: list = [None] * len(records)
+        wanted: dict[int, list[int]] = {}  # places in the answer, by shard
+        ends = self.ends
+        for place, record in enumerate(map(int, records)):
+            if record < 0:
+                found[place] = self._absent(-1 - record)
+            else:
+                shard = int(np.searchsorted(ends, record, side="right"))
+                wanted.setdefault(shard, []).append(place)
+
+        # In this thread: threads of our own would each keep memory of what they have read.
+        for shard, places in wanted.items():
+            contents = self._read_shard(shard, [int(records[place]) for place in places])
+            for place, content in zip(places, contents, strict=True):
+                found[place] = content
+        return found
 
     def numbers(self) -> dict[str, int]:
         """Numbers of all pictures by file name; below 0 for those left out."""
         numbers = {name: number for number, name in enumerate(self.names)}
         return numbers | {name: -1 - k for k, (name, _) in enumerate(self.left_out)}
 
-    def _source(self) -> Any:
-        if not self._opened:
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-            # With their counts the files need not be opened before they are read.
-            self._opened.append(
-                ArrayRecordDataSource(
-                    [f"{os.path.join(self.folder, s.file)}[0:{s.records}]" for s in self.shards]
-                )
-            )
-        return self._opened[0]
-
-    def _read_one(self, record: int) -> bytes | Exception:
+    def _read_shard(self, shard: int, records: list[int]) -> list[bytes | ValueError]:
+        """Records of one shard, together; one by one where that fails."""
+        first = int(self.ends[shard]) - self.shards[shard].records
+        positions = [record - first for record in records]
         try:
-            return self._source()[record]
+            contents = self._reader(shard).read(positions)
+        except Exception:  # RuntimeError for a damaged record; who knows what for a disk
+            contents = [self._read_one(shard, position) for position in positions]
+        return [
+            self._checked(shard, position, record, content)
+            for position, record, content in zip(positions, records, contents, strict=True)
+        ]
+
+    def _read_one(self, shard: int, position: int) -> bytes | Exception:
+        try:
+            return self._reader(shard).read([position])[0]
         except Exception as error:
             return error
+
+    def _reader(self, shard: int) -> Any:
+        """The reader of a shard: kept, and used by several threads at once."""
+        with self._lock:
+            if shard not in self._readers:
+                from array_record.python.array_record_module import ArrayRecordReader
+
+                self._readers[shard] = ArrayRecordReader(
+                    os.path.join(self.folder, self.shards[shard].file),
+                    options="readahead_buffer_size:0,max_parallelism:0",  # for random access
+                    file_reader_buffer_size=READER_BYTES,
+                )
+            return self._readers[shard]
 
     def _absent(self, number: int) -> ValueError:
         name, problem = self.left_out[number]
         return ValueError(f"{name}: left out when {self.folder} was packed: {problem}")
 
-    def _checked(self, record: int, content: bytes | Exception) -> bytes | ValueError:
+    def _checked(
+        self, shard: int, position: int, record: int, content: bytes | Exception
+    ) -> bytes | ValueError:
         if isinstance(content, bytes) and zlib.crc32(content) == self.checksums[record]:
             return content
         if isinstance(content, bytes):
@@ -92,11 +123,8 @@ class Shards:
             )
         else:
             problem = files.reason(content)
-        ends = np.cumsum([shard.records for shard in self.shards])
-        shard = int(np.searchsorted(ends, record, side="right"))
-        place = record - (int(ends[shard - 1]) if shard else 0)
         return ValueError(
-            f"{os.path.join(self.folder, self.shards[shard].file)}: record {place} "
+            f"{os.path.join(self.folder, self.shards[shard].file)}: record {position} "
             f"({self.names[record]}) is damaged: {problem}"
         )
 
