@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.tiny import CLASSES, make_config, mesh_of
 from yolos_jax.models import attention
+from yolos_jax.models.build import build_model
 
 BATCH, TOKENS, HEADS, WIDTH = 2, 300, 2, 11
 LENGTHS = np.array([300, 77], np.int32)
@@ -122,6 +124,16 @@ def test_splash_keeps_a_sharded_batch_where_it_is(interpreted):
     expected = attend_with("stock")(q, k, v, lengths)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(out[row, :length], expected[row, :length], atol=1e-5)
+
+
+def test_parameters_can_be_drawn_whatever_attends_on_however_many_devices():
+    config = make_config(**{"model.dtype": "bfloat16"}).model
+    shapes = {}
+    for backend in ("stock", "splash", "cudnn"):
+        config.attention = backend
+        model = build_model(config, CLASSES, mesh_of(8, 2))
+        shapes[backend] = jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0)))
+    assert shapes["stock"] == shapes["splash"] == shapes["cudnn"]
 
 
 def test_cudnn_gets_a_head_width_it_takes(monkeypatch):

@@ -57,7 +57,9 @@ class Model(NamedTuple):
             grid=jnp.ones((1, 2), jnp.int32),
             image_valid=jnp.ones((1,), bool),
         )
-        return self._module(batch, (1, 1), capture=False).init(rng, batch)["params"]
+        # Parameters do not depend on how attention is computed; one image is not spread over chips.
+        alone = self._replace(config=config._replace(attention="stock"), mesh=None)
+        return alone._module(batch, (1, 1), capture=False).init(rng, batch)["params"]
 
     def apply(
         self,
