@@ -18,6 +18,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -139,7 +140,7 @@ def override(config: ConfigDict, setting: str) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Evaluates; returns the summary that becomes the last line."""
     # Here, so that --help answers at once.
-    from yolos_jax import checkpoint, evaluator, launch, settings
+    from yolos_jax import checkpoint, compilation, evaluator, launch, settings
 
     join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
@@ -151,6 +152,8 @@ def run(args: argparse.Namespace) -> dict:
         config.eval.batch_size = args.batch_size
     config.data.root = args.data_root
     settings.check(config)
+    if (Path(args.checkpoint) / config.compile.cache).is_dir():  # the run's own programs
+        compilation.keep_programs(config.compile.cache, Path(args.checkpoint))
     split = evaluator.Split(
         root=args.data_root,
         annotations=args.annotations or f"annotations/instances_{args.split}2017.json",
