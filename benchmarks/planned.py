@@ -151,8 +151,15 @@ def _key(case: Case) -> str:
 def _code() -> str:
     digest = hashlib.sha256()
     for package in ("jax", "flax", "optax", "libtpu"):
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+        digest.update(f"{package} {_version(package)}\n".encode())
     files = [*(ROOT / "yolos_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
     for path in sorted([*files, Path(__file__), ROOT / "benchmarks" / "coco_like.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -44,6 +44,7 @@ def pictures(tmp_path_factory):
         heights=heights,
         widths=widths,
         orientation=np.ones(len(SIZES), np.uint8),
+        records=np.arange(len(SIZES)),
         box_offsets=np.array([0, 1, 1, 1, 1, 1]),
         boxes_xyxy_px=np.array([[1, 1, 9, 9]], np.float32),
         labels=np.zeros(1, np.int32),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from yolos_jax.models import vit
+from yolos_jax.models.relu import relu
 
 Array = jax.Array
 
@@ -41,6 +42,6 @@ class Mlp(nn.Module):
             tokens = linear(features, width, jnp.float32, f"layers_{index}")(tokens)
             if index < 2:
                 # Not nn.relu, which leaves the backward pass zeros as large as the whole batch's
-                # tokens, on every device.
-                tokens = tokens * (tokens > 0)
+                # tokens, on every device; nor a product with 0, which XLA makes lose NaNs.
+                tokens = relu(tokens)
         return tokens
