@@ -12,7 +12,7 @@ JOBS ?= 2
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all test-kills lint clean
+.PHONY: demo test test-all test-pods test-kills lint clean
 
 # By default glibc returns a step's memory to the system and takes it back for the next one.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -21,10 +21,13 @@ demo: $(VENV)/train.stamp
 	@$(KEEP_MEMORY) $(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
 
 test: $(VENV)/test.stamp lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not pods"
 
 test-all: $(VENV)/test.stamp lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "not pods"
+
+test-pods: $(VENV)/test.stamp
+	$(PY) -m pytest -n 0 -m pods
 
 test-kills: $(VENV)/test.stamp
 	KILLS=20 SEED=$(SEED) $(PY) -m pytest -s -n 0 tests/test_kills.py -k two_processes

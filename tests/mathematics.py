@@ -72,10 +72,10 @@ def run(mesh: jax.sharding.Mesh, microbatches: int, where: str) -> dict[str, np.
 
 
 def main(out: str, coordinator: str, processes: str, number: str, *variants: str) -> None:
-    config = tiny.make_config().mesh
-    config.coordinator, config.wait_seconds = coordinator, 60
-    config.num_processes, config.process_id = int(processes), int(number)
-    launch.initialise(config)
+    config = tiny.make_config()
+    config.mesh.coordinator, config.mesh.wait_seconds = coordinator, 60
+    config.mesh.num_processes, config.mesh.process_id = int(processes), int(number)
+    launch.initialise(config.mesh, config.to_dict())
     mesh_lib.SHARDED_FROM = 256  # the model is small
     for variant in variants:
         fsdp, microbatches, where = variant.split(":")

@@ -156,6 +156,6 @@ def test_three_kills(pictures, tmp_path):
     endure(3, 1, tmp_path, pictures, places, epochs=2)
 
 
-@pytest.mark.slow
+@pytest.mark.pods
 def test_kills_on_two_processes(pictures, tmp_path):
     endure(KILLS, 2, tmp_path, pictures, PLACES)
