@@ -1,6 +1,7 @@
 # make demo [SEED=n]   train, evaluate and draw on generated pictures; minutes on two CPU cores
 # make test            the fast tests
-# make test-all        everything that is tested
+# make test-all        the slow ones, too
+# make test-pods       runs of one and two processes stopped, killed and hung in every phase
 # make test-kills [SEED=n]  kills a run on two processes 20 times, anywhere, and compares its end
 # Each sets up what it needs in .venv, with the versions of constraints.txt.
 
