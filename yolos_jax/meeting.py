@@ -190,4 +190,5 @@ class Meeting:
 
 
 def describe(place: Place) -> str:
+    """This process for people: its number, of how many, its host and pid."""
     return f"process {place.number} of {place.count} ({socket.gethostname()}, pid {os.getpid()})"

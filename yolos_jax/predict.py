@@ -35,6 +35,7 @@ class Picture(NamedTuple):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; None: of this process. Ends the program where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m yolos_jax.predict", description="Draws what a detector finds on pictures."
     )
@@ -190,6 +191,7 @@ def write_picture(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
     try:
         unreadable = run(args)

@@ -119,6 +119,7 @@ def _file_names(annotations: str, on_error: str) -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; None: of this process. Ends the program where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m yolos_jax.data.records", description=__doc__.splitlines()[0]
     )

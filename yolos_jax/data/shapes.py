@@ -148,6 +148,7 @@ def _annotation(annotation_id: int, image_id: int, label: int, box: list[int]) -
 
 
 def main() -> None:
+    """Writes the pictures that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
