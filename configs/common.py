@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
 def _model() -> ConfigDict:
     """What is trained."""
     model = ConfigDict()
-    model.name = "yolos"  # or 'detr', which has no patches, position grids or det_token_std
+    model.name = "yolos"  # of models/build.py, which knows 'detr', too; trained is only this one
     model.patch_size = 16  # pixels
     model.width = 384  # D
     model.depth = 12  # L; of a DETR see below

@@ -71,6 +71,7 @@ def check(config: ConfigDict) -> None:
     for key in ("epochs", "batch_size", "microbatches"):
         expect(key, config[key] >= 1, "at least 1")
     expect("seed", config.seed >= 0, "0 or more")
+    expect("model.name", config.model.name == "yolos", "'yolos' (a DETR cannot be trained yet)")
     expect(
         "batch_size",
         config.microbatches < 1 or config.batch_size % config.microbatches == 0,
