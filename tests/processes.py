@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CLUSTER = ("SLURM", "OMPI", "TPU_", "JOB_COMPLETION_INDEX", "MEGASCALE")  # variables of launchers
 
 
 def free_address() -> str:
@@ -38,7 +39,9 @@ class Processes:
           env: further environment variables.
         """
         self.commands, self.folder = commands, Path(folder)
-        self.environment = os.environ | {
+        # Whatever cluster the tests run on, these processes are on their own.
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTER)}
+        self.environment = outside | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),

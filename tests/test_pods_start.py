@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -282,9 +283,13 @@ def test_the_page_starts_two_processes_as_written(tmp_path):
     (script,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     for name in ("train.py", "configs", "yolos_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -155,6 +155,13 @@ def canned(case, cache, memory=2**30):
     return {"programs": programs, "bucket": [2459, 63, 63], "seconds": 2.0, **sizes}
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """The command sets variables for its own process, which here is that of all tests."""
+    monkeypatch.setattr(scale, "ENVIRONMENT", {})
+
+
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize(("images", "code"), [(15, 0), (16, 1)])
 def test_the_command_fails_when_a_case_does_not_fit(images, code, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "libtpu", SimpleNamespace())
@@ -174,6 +181,7 @@ def test_the_command_fails_when_a_case_does_not_fit(images, code, monkeypatch, t
     assert (error in capsys.readouterr().err) == bool(code)
 
 
+@pytest.mark.usefixtures("environment")
 def test_the_search_makes_the_table_of_the_documentation(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "libtpu", SimpleNamespace())
     monkeypatch.setattr(scale, "facts", canned)
