@@ -60,6 +60,7 @@ ORDER = [
     ["convert.backbones"],
     ["convert.weights"],
     ["convert.export"],
+    ["picture_batches"],
     ["detector"],
     ["convert.reference"],
     ["convert.compare"],

@@ -15,20 +15,12 @@ Sizes are always (height, width). Booleans named ``*_valid`` are True for what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any  # numpy.ndarray on the host, jax.Array on the device.
-
-
-class Bucket(NamedTuple):
-    """A static shape of batches: what one compiled program is made for."""
-
-    patches: int  # N: patches of a sequence, padding included.
-    rows: int  # no image of this bucket has more rows of patches ...
-    cols: int  # ... or more columns.
 
 
 class Batch(NamedTuple):
@@ -42,6 +34,15 @@ class Batch(NamedTuple):
     grid: Array  # int32 [B, 2]: rows and columns of patches; (1, 1) where the image is not valid.
     image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
 
+    def put(self, row: int, cells: np.ndarray, grid: Sequence[int]) -> None:
+        """Writes an image, uint8 [rows * columns, P], into a batch of numpy arrays."""
+        self.patches[row, : len(cells)] = cells
+        self.grid[row], self.image_valid[row] = grid, True
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Batch:
+        """What a model takes: ``normalise`` the patches."""
+        return self._replace(patches=normalise(self.patches, mean, std))
+
 
 class Canvas(NamedTuple):
     """Images in the upper left corners of canvases of one shape, as convolutions look at them.
@@ -53,6 +54,47 @@ class Canvas(NamedTuple):
     pixels: Array  # uint8 (raw) or float32 (normalised) [B, H, W, 3].
     size: Array  # int32 [B, 2]: height and width of the image, pixels; (1, 1) where not valid.
     image_valid: Array  # bool [B]: False for padding rows and pictures that could not be read.
+
+    def put(self, row: int, cells: np.ndarray, grid: Sequence[int]) -> None:
+        """Writes an image, uint8 [height * width, 3], into a batch of numpy arrays."""
+        height, width = grid
+        self.pixels[row, :height, :width] = cells.reshape(height, width, 3)
+        self.size[row], self.image_valid[row] = grid, True
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Canvas:
+        """What a model takes: ``normalise`` the pixels."""
+        return self._replace(pixels=normalise(self.pixels, mean, std))
+
+
+class Bucket(NamedTuple):
+    """A static shape of batches: what one compiled program is made for."""
+
+    patches: int  # N: patches of a sequence, padding included.
+    rows: int  # no image of this bucket has more rows of patches ...
+    cols: int  # ... or more columns.
+
+    def empty(self, images: int, patch_size: int, zeros: Callable[..., Array] = np.zeros) -> Batch:
+        """A raw batch of this shape without any image; ``zeros`` makes its arrays."""
+        return Batch(
+            patches=zeros((images, self.patches, 3 * patch_size**2), np.uint8),
+            grid=zeros((images, 2), np.int32) + 1,
+            image_valid=zeros((images,), bool),
+        )
+
+
+class CanvasBucket(Bucket):
+    """A static shape of canvases, whose patches are pixels: ``rows`` high and ``cols`` wide."""
+
+    __slots__ = ()
+
+    def empty(self, images: int, patch_size: int, zeros: Callable[..., Array] = np.zeros) -> Canvas:
+        """A raw batch of this shape without any image; ``zeros`` makes its arrays."""
+        del patch_size  # it is 1
+        return Canvas(
+            pixels=zeros((images, self.rows, self.cols, 3), np.uint8),
+            size=zeros((images, 2), np.int32) + 1,
+            image_valid=zeros((images,), bool),
+        )
 
 
 class Targets(NamedTuple):
@@ -66,7 +108,7 @@ class Targets(NamedTuple):
 class HostBatch(NamedTuple):
     """What the input pipeline yields: this host's rows of one step, as numpy arrays."""
 
-    batch: Batch
+    batch: Batch | Canvas
     targets: Targets
     image_ids: Array  # int64 [B]: the dataset's image ids; -1 for padding rows.
     original_size: Array  # int32 [B, 2]: height and width of the picture in pixels.

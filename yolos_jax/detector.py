@@ -20,15 +20,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from yolos_jax import checkpoint, losses
-from yolos_jax.batch import Batch, Detections, normalise
+from yolos_jax import checkpoint, losses, picture_batches
+from yolos_jax.batch import Batch, Bucket, Canvas, Detections
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import Model, build_model
 
 Array = np.ndarray
-
-_SIDE = 8  # patches: bounds of position tables are rounded up to it, for few compiled programs
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,22 @@ class Prediction:
 
 @dataclass(frozen=True)
 class RawOutputs:
-    """What the network itself returns, numpy float32; T = 1 + Q + N tokens."""
+    """What the network itself returns, numpy float32; T = 1 + Q + N tokens, h * w cells."""
 
     pred_logits: Array  # [B, Q, K + 1]; the last is no-object
     pred_boxes: Array  # [B, Q, 4], cxcywh relative to the picture, 0..1
-    attention: Array | None = None  # [B, H, T, T], last block; tokens: class, detection, patches
+    # [B, H, T, T], last block; tokens: class, detection, patches. Of a DETR [B, H, Q, h * w], last
+    # decoder layer to the encoder's cells.
+    attention: Array | None = None
     blocks: Array | None = None  # [L, B, T, D], after each block and before its position table
     embed: Array | None = None  # [B, T, D], before the first block
     norm: Array | None = None  # [B, T, D], after the last LayerNorm
+    # Of a DETR:
+    feature: Array | None = None  # [B, h, w, C], the backbone's
+    real: Array | None = None  # bool [B, h, w]: cells that look at the picture
+    position: Array | None = None  # [B, h, w, D], encodings
+    memory: Array | None = None  # [B, h, w, D], the encoder's
+    decoder: Array | None = None  # [A, B, Q, D], after the LayerNorm that its layers share
 
 
 class Detector:
@@ -98,7 +104,8 @@ class Detector:
         # As training saw its pictures.
         self._exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
         # Padding to few lengths: programs are compiled once for each.
-        self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
+        multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
+        self._arrange = picture_batches.arrangement(self.model, multiple)
 
     def predict(self, pictures: Any, threshold: float = 0.5, top_k: int = 0) -> list[Prediction]:
         """Finds objects on pictures.
@@ -120,18 +127,18 @@ class Detector:
         pictures = _as_list(pictures)
         images = [_to_array(picture, self._exif) for picture in pictures]
         prepared = [
-            image_lib.preprocess(image, self.preprocess, self.model.config.patch_size, _name(i, p))
+            image_lib.preprocess(image, self.preprocess, self.model.unit, _name(i, p))
             for i, (image, p) in enumerate(zip(images, pictures, strict=True))
         ]
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[Bucket, list[int]] = {}
         for i, (_, grid) in enumerate(prepared):
-            groups.setdefault(self._shape(grid), []).append(i)
+            groups.setdefault(self._arrange.bucket(grid), []).append(i)
         results: dict[int, Prediction] = {}
-        for shape, members in groups.items():
+        for bucket, members in groups.items():
             for start in range(0, len(members), self._batch_size):
                 chunk = members[start : start + self._batch_size]
                 sizes = [images[i].shape[:2] for i in chunk]
-                found = self._detect([prepared[i] for i in chunk], sizes, shape)
+                found = self._detect([prepared[i] for i in chunk], sizes, bucket)
                 for row, i in enumerate(chunk):
                     results[i] = self._choose(found, row, threshold, top_k)
         return [results[i] for i in range(len(images))]
@@ -140,66 +147,49 @@ class Detector:
         """The network's outputs for pictures that are already normalised, as PyTorch's on them.
 
         The whole canvas is the picture: padding in it is seen as pixels. Sides are cut to
-        multiples of the patch size, as a convolution with that stride does.
+        multiples of a YOLOS's patch size, as a convolution with that stride does.
 
         Args:
           pixels: float32 [B, H, W, 3].
-          capture: also return the attention of the last block and the tokens of each.
+          capture: also return what happened inside.
 
         Raises:
           ValueError: another shape, or a side smaller than a patch.
         """
-        patch_size = self.model.config.patch_size
+        unit = self.model.unit
         pixels = np.asarray(pixels)
-        if pixels.ndim != 4 or pixels.shape[3] != 3 or min(pixels.shape[1:3]) < patch_size:
+        if pixels.ndim != 4 or pixels.shape[3] != 3 or min(pixels.shape[1:3]) < unit:
             raise ValueError(
                 f"pixels have shape {pixels.shape}, expected [B, H, W, 3] with sides of at least "
-                f"{patch_size}"
+                f"{unit}"
             )
         if pixels.dtype.kind != "f":
             raise ValueError(f"pixels are {pixels.dtype}, expected normalised float32")
-        grid = pixels.shape[1] // patch_size, pixels.shape[2] // patch_size
-        patches = [image_lib.patchify(image, patch_size) for image in pixels]
-        batch = Batch(
-            patches=np.stack(patches).astype(np.float32),
-            grid=np.tile(np.asarray(grid, np.int32), (len(pixels), 1)),
-            image_valid=np.ones(len(pixels), bool),
-        )
+        batch, bounds = self._arrange.whole(pixels)
         with jax.default_matmul_precision("highest"):
-            outputs, captured = _forward(self._outputs_model, self.params, batch, grid, capture)
+            outputs, captured = _forward(self._outputs_model, self.params, batch, bounds, capture)
         outputs, captured = jax.device_get((outputs, captured))
         return RawOutputs(outputs.pred_logits[-1], outputs.pred_boxes[-1], **captured)
-
-    def _shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
-        """Static shape for a picture: (N, bounds of rows, bounds of columns)."""
-        prefix = 1 + self.model.config.num_queries
-        length = _round_up(prefix + grid[0] * grid[1], self._multiple)
-        return length - prefix, _round_up(grid[0], _SIDE), _round_up(grid[1], _SIDE)
 
     def _detect(
         self,
         prepared: Sequence[tuple[Array, tuple[int, int]]],
         sizes: Sequence[tuple[int, int]],
-        shape: tuple[int, int, int],
+        bucket: Bucket,
     ) -> Detections:
         """Runs pictures of one static shape; rows beyond theirs are padding."""
-        num_patches, *bounds = shape
         mean, std = (tuple(self.preprocess[key]) for key in ("mean", "std"))
         rows = 1 << (len(prepared) - 1).bit_length()  # few batch sizes too
-        batch = Batch(
-            patches=np.zeros((rows, num_patches, prepared[0][0].shape[1]), np.uint8),
-            grid=np.ones((rows, 2), np.int32),
-            image_valid=np.arange(rows) < len(prepared),
-        )
+        batch = bucket.empty(rows, self.model.unit)
+        for row, (patches, grid) in enumerate(prepared):
+            batch.put(row, patches, grid)
         original_size = np.ones((rows, 2), np.int32)
         original_size[: len(prepared)] = sizes
-        for row, (patches, grid) in enumerate(prepared):
-            batch.patches[row, : len(patches)] = patches
-            batch.grid[row] = grid
         precision = "highest" if self.model.config.dtype == "float32" else "default"
         arrays = self.params, batch, original_size
         with jax.default_matmul_precision(precision):
-            return jax.device_get(_detections(self.model, *arrays, tuple(bounds), mean, std))
+            bounds = bucket.rows, bucket.cols
+            return jax.device_get(_detections(self.model, *arrays, bounds, mean, std))
 
     def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
         scores = found.scores[row]
@@ -248,7 +238,9 @@ def load(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _forward(model: Model, params: dict, batch: Batch, bounds: tuple[int, int], capture: bool):
+def _forward(
+    model: Model, params: dict, batch: Batch | Canvas, bounds: tuple[int, int], capture: bool
+):
     outputs = model.apply(params, batch, bounds=bounds, capture=capture)
     return outputs if capture else (outputs, {})
 
@@ -257,14 +249,14 @@ def _forward(model: Model, params: dict, batch: Batch, bounds: tuple[int, int], 
 def _detections(
     model: Model,
     params: dict,
-    batch: Batch,
+    batch: Batch | Canvas,
     original_size: Array,
     bounds: tuple[int, int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Detections:
-    batch = batch._replace(patches=normalise(batch.patches, mean, std))
-    return losses.postprocess(model.apply(params, batch, bounds=bounds), original_size)
+    outputs = model.apply(params, batch.normalised(mean, std), bounds=bounds)
+    return losses.postprocess(outputs, original_size)
 
 
 def _as_list(pictures: Any) -> list:
@@ -293,7 +285,3 @@ def _to_array(picture: Any, exif: str) -> Array:
             "picture or a path"
         )
     return array
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -49,6 +49,10 @@ class Model(NamedTuple):
     num_classes: int  # K; logits have one more, for no-object.
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
+    name = property(lambda self: "yolos", doc="``config.model.name``.")
+    takes = property(lambda self: Batch, doc="What its batches are: of batch.py.")
+    unit = property(lambda self: self.config.patch_size, doc="Sides of pictures: multiples of it.")
+
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""
         config = self.config

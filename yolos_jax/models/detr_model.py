@@ -60,6 +60,10 @@ class DetrModel(NamedTuple):
     num_classes: int  # K; logits have one more, for no-object.
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
+    name = property(lambda self: "detr", doc="``config.model.name``.")
+    takes = property(lambda self: Canvas, doc="What its batches are: of batch.py.")
+    unit = property(lambda self: 1, doc="Sides of pictures, in pixels, are multiples of it.")
+
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""
         canvas = Canvas(
