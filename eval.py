@@ -95,11 +95,18 @@ def checkpoint_config(metadata: dict) -> ConfigDict:
     for section in (*stored, "model", "preprocess"):
         values = metadata[section] if section in ("model", "preprocess") else stored[section]
         if isinstance(values, dict) and section in config:
-            for key, value in values.items():
-                if key in config[section] and f"{section}.{key}" not in LAUNCH:
-                    # JSON knows no tuples.
-                    config[section][key] = tuple(value) if isinstance(value, list) else value
+            _take_over(config[section], values, section)
     return config
+
+
+def _take_over(section: ConfigDict, values: dict, name: str) -> None:
+    """Sets the keys of a section that there are; sections within it likewise."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key in section:
+            _take_over(section[key], value, f"{name}.{key}")
+        elif key in section and f"{name}.{key}" not in LAUNCH:
+            # JSON knows no tuples.
+            section[key] = tuple(value) if isinstance(value, list) else value
 
 
 def override(config: ConfigDict, setting: str) -> None:

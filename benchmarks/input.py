@@ -39,7 +39,7 @@ COLUMNS = {
 def measure(index: Index, recipe: str, batch_size: int, workers: int, rounds: int) -> list[dict]:
     """One row per reader, for one recipe."""
     config = importlib.import_module(f"configs.{RECIPES[recipe]}").get_config()
-    drawn = plan_lib.Recipe.from_config(config)
+    drawn = plan_lib.Recipe.from_config(config, config.model.patch_size)
     buckets = plan_lib.choose_buckets(index, drawn, config.buckets.count, 8, 101)
     plan = plan_lib.make_plan(
         index, drawn, buckets, seed=0, epoch=0, batch_size=batch_size, window=config.buckets.window

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.coco_like import draw_sizes
 from yolos_jax.data import plan as plan_lib
+from yolos_jax.models.build import layout_of
 
 PICTURES = 8192
 
@@ -52,11 +53,12 @@ def sizes(count: int = PICTURES) -> Sizes:
 
 def training_plan(config: Any, batch_size: int, count: int = PICTURES) -> plan_lib.Plan:
     """An epoch of the recipe in our batches."""
-    index, recipe = sizes(count), plan_lib.Recipe.from_config(config)
+    index, layout = sizes(count), layout_of(config.model)
+    recipe = plan_lib.Recipe.from_config(config, layout.patch_size)
     return plan_lib.make_plan(
         index,
         recipe,
-        _buckets(index, recipe, config),
+        layout.buckets(index, recipe, config.buckets.count, config.buckets.multiple),
         seed=0,
         epoch=0,
         batch_size=batch_size,
@@ -66,8 +68,9 @@ def training_plan(config: Any, batch_size: int, count: int = PICTURES) -> plan_l
 
 def evaluation_plan(config: Any, batch_size: int, count: int = PICTURES) -> plan_lib.Plan:
     """The same pictures as they are evaluated, in our batches."""
-    index, recipe = sizes(count), plan_lib.EvalRecipe.from_config(config)
-    buckets = _buckets(index, recipe, config)
+    index, layout = sizes(count), layout_of(config.model)
+    recipe = plan_lib.EvalRecipe.from_config(config, layout.patch_size)
+    buckets = layout.buckets(index, recipe, config.buckets.count, config.buckets.multiple)
     return plan_lib.make_eval_plan(index, recipe, buckets, batch_size=batch_size)
 
 
@@ -80,8 +83,3 @@ def padded_batches(plan: plan_lib.Plan, batch_size: int, steps: int) -> list[np.
     grids = plan.grid[plan.rows >= 0]
     order = np.random.default_rng(1).permutation(len(grids))[: steps * batch_size]
     return list(grids[order].reshape(-1, batch_size, 2))
-
-
-def _buckets(index: Sizes, recipe: Any, config: Any) -> tuple:
-    shape = (config.buckets.count, config.buckets.multiple, 1 + config.model.num_queries)
-    return plan_lib.choose_buckets(index, recipe, *shape)

@@ -23,7 +23,7 @@ def measure(recipe_name: str, images: int, window: int) -> list[dict]:
     """One dictionary per number of buckets and batch size."""
     config = importlib.import_module(f"configs.{recipe_name}").get_config()
     index = coco_like(images, 7 * images)
-    recipe = Recipe.from_config(config)
+    recipe = Recipe.from_config(config, config.model.patch_size)
     canvas = (recipe.max_size // recipe.multiple) ** 2
     found = []
     for count in (8, 16):

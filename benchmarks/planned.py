@@ -59,7 +59,7 @@ def longest(recipe: str) -> tuple[Bucket, int]:
     config, index = read_recipe(recipe), coco_like(IMAGES, BOXES)
     prefix = 1 + config.model.num_queries
     shape = (config.buckets.count, config.buckets.multiple, prefix)
-    buckets = choose_buckets(index, Recipe.from_config(config), *shape)
+    buckets = choose_buckets(index, Recipe.from_config(config, config.model.patch_size), *shape)
     return buckets[-1], -(-index.max_boxes // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     config = yolos_s.get_config()
-    recipe = Recipe.from_config(config)
+    recipe = Recipe.from_config(config, config.model.patch_size)
     index = coco_like(arguments.images, arguments.boxes)
     prefix = 1 + config.model.num_queries
     shape = (config.buckets.count, config.buckets.multiple, prefix)

@@ -34,8 +34,8 @@ def get_config() -> ConfigDict:
 def _model() -> ConfigDict:
     """What is trained."""
     model = ConfigDict()
-    model.name = "yolos"  # of models/build.py, which knows 'detr', too; trained is only this one
-    model.patch_size = 16  # pixels
+    model.name = "yolos"  # or 'detr': models/build.py
+    model.patch_size = 16  # pixels; a DETR has none
     model.width = 384  # D
     model.depth = 12  # L; of a DETR see below
     model.heads = 6  # H
@@ -116,11 +116,11 @@ def _augment() -> ConfigDict:
 
 
 def _buckets() -> ConfigDict:
-    """The static lengths of sequences."""
+    """The static shapes of batches: lengths of sequences, or canvases (of a DETR)."""
     buckets = ConfigDict()
-    buckets.count = 8  # static sequence lengths; each is two compiled programs
-    buckets.multiple = 128  # of the whole sequence: 1 + Q + N
-    buckets.window = 64  # global batches within which images are grouped by length; 1: off
+    buckets.count = 8  # static shapes at most; each is two compiled programs
+    buckets.multiple = 128  # of the whole sequence: 1 + Q + N; of both sides of a canvas, pixels
+    buckets.window = 64  # global batches within which images are grouped by shape; 1: off
     return buckets
 
 
@@ -150,12 +150,13 @@ def _optimizer() -> ConfigDict:
     """How it is minimised."""
     optimizer = ConfigDict()
     optimizer.lr = 2.5e-5  # per global batch, not per image
-    optimizer.schedule = "published"  # 'published' (per epoch), 'published_step', 'cosine'
+    optimizer.backbone_lr = 0.0  # of the backbone, at the start; 0: as the rest
+    optimizer.schedule = "published"  # 'published' (per epoch), 'published_step', 'step', 'cosine'
     optimizer.warmup_steps = 0  # of 'cosine'
     optimizer.warmup_epochs = 0  # of 'published'
     optimizer.warmup_lr = 1e-6  # of 'published': where the warm-up starts
     optimizer.min_lr = 1e-7  # where the cosine ends
-    optimizer.lr_drop = 100  # of 'published_step': epoch after which lr is divided by ten
+    optimizer.lr_drop = 100  # of 'published_step' and 'step': epochs until lr is divided by ten
     optimizer.weight_decay = 1e-4
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999

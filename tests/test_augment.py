@@ -106,7 +106,7 @@ def plan_columns(recipe, count, seed):
     "count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=["1e4", "1e5"]
 )
 def test_drawn_as_the_reference_draws(config, count):
-    recipe = Recipe.from_config(config.get_config())
+    recipe = Recipe.from_config(config.get_config(), 16)
     generator = random.Random(0)
     simulated = [simulate(recipe, PICTURES[i % len(PICTURES)], generator) for i in range(count)]
     ours = plan_columns(recipe, count, seed=0)
@@ -123,7 +123,7 @@ def test_drawn_as_the_reference_draws(config, count):
 
 def test_a_wrong_rule_is_noticed():
     """The comparison above can fail: a crop whose largest side is excluded, or that never cuts."""
-    recipe = Recipe.from_config(yolos_s.get_config())
+    recipe = Recipe.from_config(yolos_s.get_config(), 16)
     generator = random.Random(0)
     theirs = [simulate(recipe, PICTURES[i % len(PICTURES)], generator) for i in range(4000)]
     theirs = [example["cut h"] for example in theirs if example["crop"]]

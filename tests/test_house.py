@@ -14,7 +14,7 @@ PACKAGE = ROOT / "yolos_jax"
 # import each other.
 ORDER = [
     ["boxes", "labels", "batch", "health", "hlo"],
-    ["watchdog", "cluster", "preemption"],
+    ["watchdog", "cluster", "preemption", "parameter_groups"],
     ["data.sizes", "data.files"],
     ["data.image"],
     ["data.problems", "data.coco", "data.shards"],
@@ -25,7 +25,8 @@ ORDER = [
     ["data.records"],
     ["data.augment"],
     ["data.buckets"],
-    ["data.plan"],
+    ["data.canvases"],
+    ["data.layout", "data.plan"],
     ["data.tensorflow_import"],
     ["data.rows"],
     ["data.pipeline"],
@@ -60,7 +61,6 @@ ORDER = [
     ["convert.backbones"],
     ["convert.weights"],
     ["convert.export"],
-    ["picture_batches"],
     ["detector"],
     ["convert.reference"],
     ["convert.compare"],

@@ -12,7 +12,7 @@ import pytest
 
 from configs import common
 from tests.golden_losses import GOLDENS
-from yolos_jax import optimizer
+from yolos_jax import optimizer, parameter_groups
 from yolos_jax.models import build
 from yolos_jax.schedules import make_schedule
 
@@ -75,8 +75,8 @@ def test_every_parameter_needs_exactly_one_rule():
     with pytest.raises(ValueError, match=r"backbone/mystery .*none.*; kernel .*none"):
         optimizer.group_table(params)
     twice = (
-        *optimizer.YOLOS_RULES,
-        optimizer.Rule(".*/mystery|kernel|backbone/scale", "all", True),
+        *parameter_groups.YOLOS_RULES,
+        parameter_groups.Rule(".*/mystery|kernel|backbone/scale", "all", True),
     )
     with pytest.raises(ValueError, match=r"backbone/scale \(rules that match: .*bias.*mystery"):
         optimizer.group_table(params, twice)
@@ -86,7 +86,7 @@ def test_groups_are_described_with_counts():
     layer = {"kernel": np.ones((30, 40)), "bias": np.ones(40)}
     params = {"backbone": {"a": layer}, "box_head": {"b": np.ones(7)}}
     trainable, frozen = optimizer.partition(params, [r"backbone/a/bias"])
-    text = optimizer.describe_groups(trainable, frozen, 1e-4)
+    text = optimizer.describe_groups(trainable, frozen, common.get_config().optimizer)
     assert [line.split()[:2] for line in text.splitlines()] == [
         ["backbone_decay", "1,200"],
         ["head", "7"],

@@ -22,7 +22,7 @@ from yolos_jax.data.plan import (
 from yolos_jax.data.problems import Problems
 from yolos_jax.labels import LabelMap
 
-RECIPE = Recipe.from_config(yolos_s.get_config())
+RECIPE = Recipe.from_config(yolos_s.get_config(), 16)
 SMALL = Recipe(0.5, (32, 48, 64), 96, 0.5, (40, 56), (24, 48), 8)
 
 
@@ -152,7 +152,7 @@ def test_steps_of_a_window_are_shuffled_and_rows_of_a_step_too(coco, buckets):
 
 def test_published_crops_leave_nothing_out_and_cropless_recipes_work():
     index = index_of([(64, 64)] * 6, [(i, 8, 16, 24, 32, 1) for i in range(6)])
-    recipe = Recipe.from_config(shapes.get_config())
+    recipe = Recipe.from_config(shapes.get_config(), 8)
     (bucket,) = choose_buckets(index, recipe, 8, 8, 9)
     assert bucket == (71, 8, 8)  # 1 + 8 + 71 is a multiple of 8
     plan = plan_of(index, (bucket,), recipe, batch_size=6)
@@ -162,8 +162,8 @@ def test_published_crops_leave_nothing_out_and_cropless_recipes_work():
     expected = np.where(plan.flip.reshape(-1, 1), mirrored, plain)
     np.testing.assert_allclose(plan.boxes_cxcywh, expected, rtol=1e-6)
     assert 0 < plan.flip.sum() < 6
-    Recipe.from_config(finetune.get_config())
-    Recipe.from_config(yolos_ti.get_config())
+    Recipe.from_config(finetune.get_config(), 16)
+    Recipe.from_config(yolos_ti.get_config(), 16)
 
 
 def test_boxes_and_rectangles_as_the_reference_computes_them(coco, buckets):
@@ -275,7 +275,7 @@ def test_senseless_recipes_are_refused(key, value, message):
     config = yolos_s.get_config()
     config.augment.update({key: value})
     with pytest.raises(ValueError, match=message):
-        Recipe.from_config(config)
+        Recipe.from_config(config, 16)
 
 
 def test_fingerprint_sees_every_column(coco, buckets):

@@ -14,6 +14,7 @@ from configs import shapes
 from yolos_jax import mesh
 from yolos_jax.batch import Batch, HostBatch, Targets, normalise
 from yolos_jax.data import image, index, plan
+from yolos_jax.data.layout import Sequences
 from yolos_jax.labels import LabelMap
 from yolos_jax.losses import postprocess
 from yolos_jax.models.build import build_model
@@ -60,7 +61,7 @@ def canvas_plan(pictures, batch_size=4, group=2, buckets=2):
         batch_size=batch_size,
         bucket_count=buckets,
         multiple=8,
-        num_prefix=9,
+        layout=Sequences(8, 9),
     )
 
 

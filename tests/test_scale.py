@@ -214,7 +214,13 @@ def test_the_longest_bucket_takes_every_picture_of_the_recipe():
     config = planned.read_recipe("yolos_ti")
     index = planned.coco_like(2000, 14_000, seed=3)
     plan = make_plan(
-        index, Recipe.from_config(config), (bucket,), seed=0, epoch=0, batch_size=8, window=1
+        index,
+        Recipe.from_config(config, config.model.patch_size),
+        (bucket,),
+        seed=0,
+        epoch=0,
+        batch_size=8,
+        window=1,
     )
     assert (plan.grid.prod(axis=-1) <= bucket.patches).all() and plan.max_boxes <= max_boxes
     assert (1 + config.model.num_queries + bucket.patches) % config.buckets.multiple == 0

@@ -51,7 +51,6 @@ def test_no_mid_tables_stays_no_mid_tables():
     ("key", "value", "message"),
     [
         ("epochs", 0, "epochs=0"),
-        ("model.name", "detr", "model.name='detr': expected 'yolos'"),
         ("microbatches", 3, "batch_size=32: expected a multiple of microbatches=3"),
         ("data.root", "", "data.root=''"),
         ("data.on_error", "ignore", "one of"),

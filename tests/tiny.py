@@ -72,12 +72,13 @@ def mesh_of(count: int, fsdp: int = 1) -> Mesh:
     return Mesh(devices, mesh_lib.ROWS, axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def make_step(mesh: Mesh, config=None) -> step.TrainStep:
+def make_step(mesh: Mesh, config=None, classes: int = CLASSES) -> step.TrainStep:
     config = config or make_config()
-    model = build_model(config.model, CLASSES, mesh)
+    model = build_model(config.model, classes, mesh)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    trainable, _ = optimizer_lib.partition(params, config.optimizer.freeze)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, trainable)
+    freeze = (*model.constants, *config.optimizer.freeze)
+    trainable, _ = optimizer_lib.partition(params, freeze)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, trainable, model.rules)
     return step.TrainStep(model, optimizer, mesh, config)
 
 

@@ -73,6 +73,11 @@ class Bucket(NamedTuple):
     rows: int  # no image of this bucket has more rows of patches ...
     cols: int  # ... or more columns.
 
+    @property
+    def unit(self) -> str:
+        """What the first number counts."""
+        return "patches"
+
     def empty(self, images: int, patch_size: int, zeros: Callable[..., Array] = np.zeros) -> Batch:
         """A raw batch of this shape without any image; ``zeros`` makes its arrays."""
         return Batch(
@@ -86,6 +91,11 @@ class CanvasBucket(Bucket):
     """A static shape of canvases, whose patches are pixels: ``rows`` high and ``cols`` wide."""
 
     __slots__ = ()
+
+    @property
+    def unit(self) -> str:
+        """What the first number counts."""
+        return "pixels"
 
     def empty(self, images: int, patch_size: int, zeros: Callable[..., Array] = np.zeros) -> Canvas:
         """A raw batch of this shape without any image; ``zeros`` makes its arrays."""

@@ -63,12 +63,14 @@ def compile_ahead(train_step: TrainStep, predict_step: PredictStep, params: Any)
     Yields:
       Lines for people, after each program was compiled; columns of MiB on each device.
     """
+    shapes = train_step.compiled.expected or ()
+    unit = shapes[0].bucket.unit if shapes else ""
     yield (
         "compiled before the first step, MiB on each device:\n"
-        "  patches  rows  cols  program     arguments  outputs  temporary  residuals  seconds"
+        f"  {unit:>7}  rows  cols  program     arguments  outputs  temporary  residuals  seconds"
     )
     shown = set()
-    for shape in train_step.compiled.expected or ():
+    for shape in shapes:
         for kind, program in train_step.compile(shape).items():
             if id(program) not in shown:  # Buckets share some.
                 yield _line(shape.bucket, kind, program)

@@ -17,6 +17,7 @@ from yolos_jax.data import index as index_lib
 from yolos_jax.data import plan as plan_lib
 from yolos_jax.data import truth as truth_lib
 from yolos_jax.evaluation import round_up_batch
+from yolos_jax.models.build import layout_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +81,20 @@ def load_data(
         )
     train = train.subset(config.data.train_subset) if config.data.train_subset else train
     val = val.subset(config.data.val_subset) if config.data.val_subset else val
-    recipe = plan_lib.Recipe.from_config(config)
-    eval_recipe = plan_lib.EvalRecipe.from_config(config)
-    shape = (config.buckets.count, config.buckets.multiple, 1 + config.model.num_queries)
+    layout = layout_of(config.model)
+    recipe = plan_lib.Recipe.from_config(config, layout.patch_size)
+    eval_recipe = plan_lib.EvalRecipe.from_config(config, layout.patch_size)
+    shape = (config.buckets.count, config.buckets.multiple)
     return Data(
         train=train,
         val=val,
         ground_truth=truth,
         recipe=recipe,
-        buckets=plan_lib.choose_buckets(train, recipe, *shape),
+        buckets=layout.buckets(train, recipe, *shape),
         eval_plan=plan_lib.make_eval_plan(
             val,
             eval_recipe,
-            plan_lib.choose_buckets(val, eval_recipe, *shape),
+            layout.buckets(val, eval_recipe, *shape),
             batch_size=round_up_batch(config.eval.batch_size, device_mesh),
         ),
     )

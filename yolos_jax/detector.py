@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from yolos_jax import checkpoint, losses, picture_batches
+from yolos_jax import checkpoint, losses
 from yolos_jax.batch import Batch, Bucket, Canvas, Detections
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
-from yolos_jax.models.build import Model, build_model
+from yolos_jax.models.build import build_model
 
 Array = np.ndarray
 
@@ -104,8 +104,7 @@ class Detector:
         # As training saw its pictures.
         self._exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
         # Padding to few lengths: programs are compiled once for each.
-        multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
-        self._arrange = picture_batches.arrangement(self.model, multiple)
+        self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
 
     def predict(self, pictures: Any, threshold: float = 0.5, top_k: int = 0) -> list[Prediction]:
         """Finds objects on pictures.
@@ -126,13 +125,14 @@ class Detector:
         """
         pictures = _as_list(pictures)
         images = [_to_array(picture, self._exif) for picture in pictures]
+        layout = self.model.layout
         prepared = [
-            image_lib.preprocess(image, self.preprocess, self.model.unit, _name(i, p))
+            image_lib.preprocess(image, self.preprocess, layout.patch_size, _name(i, p))
             for i, (image, p) in enumerate(zip(images, pictures, strict=True))
         ]
         groups: dict[Bucket, list[int]] = {}
         for i, (_, grid) in enumerate(prepared):
-            groups.setdefault(self._arrange.bucket(grid), []).append(i)
+            groups.setdefault(layout.bucket_of(grid, self._multiple), []).append(i)
         results: dict[int, Prediction] = {}
         for bucket, members in groups.items():
             for start in range(0, len(members), self._batch_size):
@@ -156,16 +156,18 @@ class Detector:
         Raises:
           ValueError: another shape, or a side smaller than a patch.
         """
-        unit = self.model.unit
+        layout = self.model.layout
+        patch_size = layout.patch_size
         pixels = np.asarray(pixels)
-        if pixels.ndim != 4 or pixels.shape[3] != 3 or min(pixels.shape[1:3]) < unit:
+        if pixels.ndim != 4 or pixels.shape[3] != 3 or min(pixels.shape[1:3]) < patch_size:
             raise ValueError(
                 f"pixels have shape {pixels.shape}, expected [B, H, W, 3] with sides of at least "
-                f"{unit}"
+                f"{patch_size}"
             )
         if pixels.dtype.kind != "f":
             raise ValueError(f"pixels are {pixels.dtype}, expected normalised float32")
-        batch, bounds = self._arrange.whole(pixels)
+        batch, bucket = layout.whole(pixels)
+        bounds = (bucket.rows, bucket.cols)
         with jax.default_matmul_precision("highest"):
             outputs, captured = _forward(self._outputs_model, self.params, batch, bounds, capture)
         outputs, captured = jax.device_get((outputs, captured))
@@ -180,16 +182,15 @@ class Detector:
         """Runs pictures of one static shape; rows beyond theirs are padding."""
         mean, std = (tuple(self.preprocess[key]) for key in ("mean", "std"))
         rows = 1 << (len(prepared) - 1).bit_length()  # few batch sizes too
-        batch = bucket.empty(rows, self.model.unit)
-        for row, (patches, grid) in enumerate(prepared):
-            batch.put(row, patches, grid)
+        batch = bucket.empty(rows, self.model.layout.patch_size)
         original_size = np.ones((rows, 2), np.int32)
         original_size[: len(prepared)] = sizes
+        for row, (cells, grid) in enumerate(prepared):
+            batch.put(row, cells, grid)
         precision = "highest" if self.model.config.dtype == "float32" else "default"
         arrays = self.params, batch, original_size
         with jax.default_matmul_precision(precision):
-            bounds = bucket.rows, bucket.cols
-            return jax.device_get(_detections(self.model, *arrays, bounds, mean, std))
+            return jax.device_get(_detections(self.model, *arrays, bucket, mean, std))
 
     def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
         scores = found.scores[row]
@@ -239,7 +240,7 @@ def load(
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _forward(
-    model: Model, params: dict, batch: Batch | Canvas, bounds: tuple[int, int], capture: bool
+    model: Any, params: dict, batch: Batch | Canvas, bounds: tuple[int, int], capture: bool
 ):
     outputs = model.apply(params, batch, bounds=bounds, capture=capture)
     return outputs if capture else (outputs, {})
@@ -247,15 +248,15 @@ def _forward(
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _detections(
-    model: Model,
+    model: Any,
     params: dict,
     batch: Batch | Canvas,
     original_size: Array,
-    bounds: tuple[int, int],
+    bucket: Bucket,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Detections:
-    outputs = model.apply(params, batch.normalised(mean, std), bounds=bounds)
+    outputs = model.apply(params, batch.normalised(mean, std), bounds=(bucket.rows, bucket.cols))
     return losses.postprocess(outputs, original_size)
 
 

@@ -17,7 +17,7 @@ from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
 from yolos_jax.data.index import Index
-from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
+from yolos_jax.data.plan import EvalRecipe, Plan, make_eval_plan
 from yolos_jax.labels import LabelMap
 from yolos_jax.models import build
 from yolos_jax.predict_step import PredictStep
@@ -125,11 +125,8 @@ def plan_batches(
     index: Index, config: ConfigDict, mesh: jax.sharding.Mesh, batch_size: int, padding: int
 ) -> tuple[Plan, Iterator[HostBatch]]:
     """Returns the plan of an evaluation and this host's batches of it."""
-    recipe = EvalRecipe.from_config(config)
-    bucketing = {
-        "multiple": config.buckets.multiple,
-        "num_prefix": 1 + config.model.num_queries,
-    }
+    layout = build.layout_of(config.model)
+    recipe = EvalRecipe.from_config(config, layout.patch_size)
     host_rows = mesh_lib.host_rows(mesh, batch_size, 1)
     if padding:
         plan, canvas = reference_padding.make_canvas_plan(
@@ -138,10 +135,11 @@ def plan_batches(
             group=padding,
             batch_size=batch_size,
             bucket_count=config.buckets.count,
-            **bucketing,
+            multiple=config.buckets.multiple,
+            layout=layout,
         )
     else:
-        buckets = choose_buckets(index, recipe, config.buckets.count, **bucketing)
+        buckets = layout.buckets(index, recipe, config.buckets.count, config.buckets.multiple)
         plan = make_eval_plan(index, recipe, buckets, batch_size=batch_size)
     batches = pipeline.host_batches(
         index,

@@ -142,7 +142,7 @@ def put_microbatches(
     host_batch: HostBatch, mesh: Mesh, microbatches: int = 1
 ) -> list[tuple[Batch, Targets]]:
     """Splits this process' rows of a step into microbatches and makes global arrays of each."""
-    size = host_batch.batch.patches.shape[0] // microbatches
+    size = len(host_batch.batch.image_valid) // microbatches
 
     def part(index: int) -> tuple[Batch, Targets]:
         rows = slice(index * size, (index + 1) * size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,9 @@ import numpy as np
 import optax
 
 from yolos_jax.batch import Array
+from yolos_jax.parameter_groups import YOLOS_RULES, Rule
 
 Tree = Any  # nested dicts of arrays, or of their shapes
-
-
-class Rule(NamedTuple):
-    """Puts the parameters whose whole path matches into a group."""
-
-    pattern: str  # regular expression of the path, names joined by '/'
-    group: str
-    decay: bool  # whether weight decay applies
-
-
-# The reference's groups (main.py of hustvl/YOLOS). It asks for names and for the number of
-# dimensions, which stacked blocks do not keep. Both heads decay entirely, biases too.
-YOLOS_RULES = (
-    Rule(r"(class_head|box_head)/.*", "head", True),
-    Rule(r"backbone/(cls_token|det_tokens|position/.*)", "backbone_no_decay", False),
-    Rule(r"backbone/(.*/)?(bias|scale)", "backbone_no_decay", False),
-    Rule(r"backbone/(.*/)?kernel", "backbone_decay", True),
-    Rule(r"backbone/mid_position/.*", "backbone_decay", True),
-)
 
 
 def paths(params: Tree) -> list[str]:
@@ -75,17 +57,29 @@ def group_table(params: Tree, rules: Sequence[Rule] = YOLOS_RULES) -> dict[str, 
 
 
 def describe_groups(
-    trainable: Tree, frozen: Tree, weight_decay: float, rules: Sequence[Rule] = YOLOS_RULES
+    trainable: Tree,
+    frozen: Tree,
+    config: Mapping[str, Any],
+    rules: Sequence[Rule] = YOLOS_RULES,
 ) -> str:
-    """Says, a line per group, how many parameters it has and whether they decay."""
+    """Says, a line per group, how many parameters it has, whether they decay, and their rate.
+
+    Args:
+      trainable, frozen: of ``partition``.
+      config: the ``optimizer`` part of the configuration.
+      rules: of the model.
+    """
     table = group_table(trainable, rules)
-    tensors: dict[tuple[str, float], list[int]] = {}
+    tensors: dict[tuple[str, float, float], list[int]] = {}
     for path, leaf in zip(paths(trainable), jax.tree.leaves(trainable), strict=True):
-        key = (table[path].group, weight_decay if table[path].decay else 0.0)
+        rule = table[path]
+        decay = config["weight_decay"] if rule.decay else 0.0
+        key = (rule.group, decay, config["lr"] * lr_factor(config, rule))
         tensors.setdefault(key, []).append(int(np.prod(leaf.shape)))
     lines = [
         f"{group:<18} {sum(sizes):>12,} parameters in {len(sizes):>3} arrays, decay {decay:g}"
-        for (group, decay), sizes in tensors.items()
+        + (f", learning rate {lr:g}" if lr != config["lr"] else "")
+        for (group, decay, lr), sizes in tensors.items()
     ]
     leaves = jax.tree.leaves(frozen)
     if leaves:
@@ -152,11 +146,33 @@ def make_optimizer(
     decays = [table[path].decay for path in paths(trainable)]
     mask = jax.tree.unflatten(jax.tree.structure(trainable), decays)
     clip = clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
-    return optax.chain(
+    parts = [
         clip,
         scale_by_adam(config["b1"], config["b2"], config["eps"]),
         optax.add_decayed_weights(config["weight_decay"], mask),
-    )
+    ]
+    factors = [lr_factor(config, table[path]) for path in paths(trainable)]
+    if set(factors) != {1.0}:
+        tree = jax.tree.unflatten(jax.tree.structure(trainable), factors)
+        parts.append(scale_by(tree))
+    return optax.chain(*parts)
+
+
+def lr_factor(config: Mapping[str, Any], rule: Rule) -> float:
+    """By what a group's learning rate differs from the schedule's: a constant over the run."""
+    if not rule.backbone or not config["backbone_lr"]:
+        return 1.0
+    return config["backbone_lr"] / config["lr"]
+
+
+def scale_by(factors: Tree) -> optax.GradientTransformation:
+    """Multiplies each update by a number of its own, from a tree of numbers."""
+
+    def scale(updates: Tree, params: Tree | None = None) -> Tree:
+        del params
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors)
+
+    return optax.stateless(scale)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

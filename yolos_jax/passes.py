@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from yolos_jax import losses, matching, pullback
-from yolos_jax.batch import Array, Batch, Outputs, Targets, normalise
+from yolos_jax.batch import Array, Batch, Canvas, Outputs, Targets
 from yolos_jax.optimizer import merge
 from yolos_jax.train_state import TrainState, Updater
 
@@ -21,7 +21,7 @@ class Microbatch(NamedTuple):
     """A part of a global batch, and what of the other parts its losses depend on."""
 
     index: Array  # int32 []: which part.
-    batch: Batch
+    batch: Batch | Canvas
     targets: Targets
     whole: tuple[tuple[Targets, Array], ...]  # targets and image_valid of every part.
 
@@ -52,13 +52,12 @@ class Passes(NamedTuple):
         Args:
           params: of the model, frozen ones included.
           step: int32 [].
-          part: patches uint8.
+          part: pictures uint8.
           bounds: rows and columns of its bucket. Static.
         """
         config = self.config
         trainable, frozen = self.updater.partition(params)
-        patches = normalise(part.batch.patches, config.preprocess.mean, config.preprocess.std)
-        batch = part.batch._replace(patches=patches)
+        batch = part.batch.normalised(config.preprocess.mean, config.preprocess.std)
         rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), part.index)
 
         def predict(trainable: Any) -> Outputs:

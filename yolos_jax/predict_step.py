@@ -10,7 +10,7 @@ import numpy as np
 
 from yolos_jax import losses
 from yolos_jax import mesh as mesh_lib
-from yolos_jax.batch import Array, Batch, Bucket, Detections, normalise
+from yolos_jax.batch import Array, Batch, Bucket, Canvas, Detections
 from yolos_jax.programs import Program, Programs, abstract, abstract_batch
 
 
@@ -33,20 +33,20 @@ class PredictStep:
         )
 
     def __call__(
-        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
+        self, params: Any, batch: Batch | Canvas, original_size: Array, bucket: Bucket
     ) -> Detections:
         """Predicts.
 
         Args:
           params: on the mesh.
-          batch: patches uint8; on the mesh.
+          batch: pictures uint8; on the mesh.
           original_size: int32 [B, 2], likewise.
           bucket: of the batch.
 
         Returns:
           Detections, split over the mesh as the batch is.
         """
-        program = self.compile(params, bucket, batch.patches.shape[0])
+        program = self.compile(params, bucket, len(batch.image_valid))
         return program(params, batch, original_size)
 
     def compile(self, params: Any, bucket: Bucket, batch_size: int) -> Program:
@@ -62,7 +62,7 @@ class PredictStep:
             return self._of_shape[shape]
         self.compiled.check_expected(shape)
         rows = mesh_lib.batch_sharding(self.mesh)
-        batch = abstract_batch(bucket, batch_size, self.model.config.patch_size, rows)
+        batch = abstract_batch(bucket, batch_size, self.model.layout.patch_size, rows)
         size = abstract((batch_size, 2), np.int32, rows)
         params = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype, leaf.sharding), params)
         args = (params, batch, size, bucket)
@@ -74,9 +74,8 @@ class PredictStep:
         return self.compiled.counts()
 
     def _predict(
-        self, params: Any, batch: Batch, original_size: Array, bucket: Bucket
+        self, params: Any, batch: Batch | Canvas, original_size: Array, bucket: Bucket
     ) -> Detections:
-        patches = normalise(batch.patches, self.preprocess["mean"], self.preprocess["std"])
-        bounds = (bucket.rows, bucket.cols)
-        outputs = self.model.apply(params, batch._replace(patches=patches), bounds=bounds)
+        batch = batch.normalised(self.preprocess["mean"], self.preprocess["std"])
+        outputs = self.model.apply(params, batch, bounds=(bucket.rows, bucket.cols))
         return losses.postprocess(outputs, original_size)

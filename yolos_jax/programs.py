@@ -9,9 +9,10 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax.batch import Batch, Bucket
+from yolos_jax.batch import Batch, Bucket, Canvas
 
 
 class UnexpectedProgram(UserWarning):
@@ -96,13 +97,10 @@ def abstract_tree(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: abstract(x.shape, x.dtype, sharding), tree, shardings)
 
 
-def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
-    """A batch of raw patches as an argument of a program that is being made."""
-    return Batch(
-        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
-        grid=abstract((images, 2), np.int32, rows),
-        image_valid=abstract((images,), bool, rows),
-    )
+def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch | Canvas:
+    """A batch of raw pictures as an argument of a program that is being made."""
+    batch = jax.eval_shape(lambda: bucket.empty(images, patch_size, jnp.zeros))
+    return jax.tree.map(lambda x: abstract(x.shape, x.dtype, rows), batch)
 
 
 def bytes_of_shards(tree: Any) -> int:

@@ -20,6 +20,7 @@ from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import Batch, Bucket, Detections, HostBatch, normalise
 from yolos_jax.data.buckets import smallest_bucket
 from yolos_jax.data.index import Index
+from yolos_jax.data.layout import Layout, Sequences
 from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
 from yolos_jax.models.build import Model
 
@@ -35,7 +36,7 @@ def make_canvas_plan(
     batch_size: int,
     bucket_count: int,
     multiple: int,
-    num_prefix: int,
+    layout: Layout,
 ) -> tuple[Plan, np.ndarray]:
     """Plans an evaluation of groups of pictures that share a canvas.
 
@@ -48,20 +49,28 @@ def make_canvas_plan(
       recipe: of resizing.
       group: pictures per canvas; 2 as published.
       batch_size: images of a step over all hosts; divisible by group.
-      bucket_count, multiple, num_prefix: as for ``choose_buckets``.
+      bucket_count, multiple: as for ``choose_buckets``.
+      layout: of the model's batches.
 
     Returns:
       The plan, whose buckets hold the canvases, and canvas int32 [S, B, 2]: rows and columns of
       patches of the canvas of each row, (1, 1) for padding rows.
 
     Raises:
-      ValueError: groups do not divide the batch, or as ``make_eval_plan``.
+      ValueError: groups do not divide the batch, a model that knows padding from pictures, or as
+        ``make_eval_plan``.
     """
+    if not isinstance(layout, Sequences):
+        raise ValueError(
+            "--reference_padding is for a YOLOS, which would not know padding from pictures; this "
+            "model's batches are canvases, padded and masked as the original's are"
+        )
     if group < 1 or batch_size % group:
         raise ValueError(
             f"batches of {batch_size} images do not divide into groups of {group} that share a "
             "canvas: choose another batch size or number of devices"
         )
+    num_prefix = layout.num_prefix
     buckets = choose_buckets(index, recipe, 1, multiple, num_prefix)
     whole = make_eval_plan(index, recipe, buckets, batch_size=len(index))
     place = np.argsort(whole.rows[0])  # of each row of the index in the plan's only step

@@ -1,8 +1,9 @@
 """Learning rates: float64 functions of the optimiser step, evaluated on the host.
 
-``published`` and ``published_step`` are the reference's: constant within an epoch, and one epoch
+``published`` and ``published_step`` are those of YOLOS: constant within an epoch, and one epoch
 late, because its scheduler steps with an epoch's own number after that epoch. Epochs 0 and 1 train
-at the start value and a drop at ``lr_drop`` is felt in epoch ``lr_drop + 1``. ``cosine`` is smooth.
+at the start value and a drop at ``lr_drop`` is felt in epoch ``lr_drop + 1``. ``step`` is DETR's,
+which is not late: epoch ``lr_drop`` is the first that is slower. ``cosine`` is smooth.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ def make_schedule(
         return lambda step: _warmup_cosine_epoch(
             max(step // steps_per_epoch - 1, 0), epochs, config
         )
-    if config["schedule"] == "published_step":
+    if config["schedule"] in ("published_step", "step"):
         if config["lr_drop"] < 1:
             raise ValueError(f"optimizer.lr_drop is {config['lr_drop']}; expected at least 1 epoch")
-        return lambda step: _step_epoch(max(step // steps_per_epoch - 1, 0), config)
+        late = 1 if config["schedule"] == "published_step" else 0
+        return lambda step: _step_epoch(max(step // steps_per_epoch - late, 0), config)
     if config["schedule"] == "cosine":
         return lambda step: _cosine(step, total_steps, config)
     raise ValueError(
-        f"optimizer.schedule is {config['schedule']!r}; expected 'published', 'published_step' or "
-        "'cosine'"
+        f"optimizer.schedule is {config['schedule']!r}; expected 'published', 'published_step', "
+        "'step' or 'cosine'"
     )
 
 

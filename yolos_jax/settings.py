@@ -71,7 +71,6 @@ def check(config: ConfigDict) -> None:
     for key in ("epochs", "batch_size", "microbatches"):
         expect(key, config[key] >= 1, "at least 1")
     expect("seed", config.seed >= 0, "0 or more")
-    expect("model.name", config.model.name == "yolos", "'yolos' (a DETR cannot be trained yet)")
     expect(
         "batch_size",
         config.microbatches < 1 or config.batch_size % config.microbatches == 0,
@@ -97,6 +96,7 @@ def check(config: ConfigDict) -> None:
     expect("loss.reference_processes", config.loss.reference_processes >= 1, "at least 1")
     expect("matcher.where", config.matcher.where in ("host", "device"), "'host' or 'device'")
     expect("optimizer.lr", config.optimizer.lr > 0, "more than 0")
+    expect("optimizer.backbone_lr", config.optimizer.backbone_lr >= 0, "0 or more")
     expect("optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1, "0 to less than 1")
     expect("optimizer.max_skipped", config.optimizer.max_skipped >= 1, "at least 1")
     for key in ("keep_last", "wait_seconds"):

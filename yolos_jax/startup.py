@@ -187,7 +187,7 @@ def build(config: ConfigDict, folder: Path) -> Run:
     label_map = data.train.label_map
     model = build_model(config.model, label_map.num_classes, device_mesh)
     shapes = jax.eval_shape(model.init, jax.random.key(config.seed))
-    trainable, frozen = optimizer.partition(shapes, config.optimizer.freeze)
+    trainable, frozen = optimizer.partition(shapes, (*model.constants, *config.optimizer.freeze))
     steps_per_epoch = len(data.train) // config.batch_size
     run = Run(
         config=config,
@@ -195,7 +195,10 @@ def build(config: ConfigDict, folder: Path) -> Run:
         data=data,
         mesh=device_mesh,
         train_step=step.TrainStep(
-            model, optimizer.make_optimizer(config.optimizer, trainable), device_mesh, config
+            model,
+            optimizer.make_optimizer(config.optimizer, trainable, model.rules),
+            device_mesh,
+            config,
         ),
         predict_step=PredictStep(model, device_mesh, config.preprocess),
         schedule=schedules.make_schedule(
@@ -224,7 +227,7 @@ def build(config: ConfigDict, folder: Path) -> Run:
             "classes": str(label_map.to_json()),
         }
     )
-    groups = optimizer.describe_groups(trainable, frozen, config.optimizer.weight_decay)
+    groups = optimizer.describe_groups(trainable, frozen, config.optimizer, model.rules)
     say(report.describe_run(run, first_plan, groups))
     return run
 

@@ -66,7 +66,8 @@ class TrainStep:
         if config.matcher.where not in ("host", "device"):
             raise ValueError(f"matcher.where is {config.matcher.where!r}: not 'host' or 'device'")
         self.model, self.config, self.mesh = model, config, mesh
-        self.updater = Updater(optimizer, config.optimizer.freeze, config.optimizer.ema_decay)
+        freeze = (*model.constants, *config.optimizer.freeze)
+        self.updater = Updater(optimizer, freeze, config.optimizer.ema_decay)
         self.abstract_state = jax.eval_shape(
             lambda: self.updater.start(model.init(jax.random.key(0)))
         )
@@ -102,7 +103,7 @@ class TrainStep:
 
         Args:
           state: before the step.
-          microbatches: parts of equal size of the global batch, on the mesh; patches uint8. Losses
+          microbatches: parts of equal size of the global batch, on the mesh; pictures uint8. Losses
             and gradients are those of the whole, however many parts there are.
           bucket: of the batch.
           lr: learning rate.
@@ -189,7 +190,7 @@ class TrainStep:
     def _abstract_part(self, shape: StepShape) -> Microbatch:
         rows = mesh_lib.batch_sharding(self.mesh)
         images, boxes = shape.batch_size // shape.microbatches, shape.max_boxes
-        batch = abstract_batch(shape.bucket, images, self.model.config.patch_size, rows)
+        batch = abstract_batch(shape.bucket, images, self.model.layout.patch_size, rows)
         targets = Targets(
             labels=abstract((images, boxes), np.int32, rows),
             boxes_cxcywh=abstract((images, boxes, 4), np.float32, rows),

@@ -35,11 +35,11 @@ class Recipe(NamedTuple):
     crop: float  # probability of resize, crop, resize
     crop_resize: tuple[int, ...]  # shorter sides before the crop
     crop_range: tuple[int, int]  # least and largest side of the crop, both possible
-    multiple: int  # sides are rounded down to multiples of it: the patch size
+    multiple: int  # sides are rounded down to multiples of it: the layout's patch size
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Recipe:
-        """Takes ``config.augment`` and ``config.model.patch_size``; ValueError if senseless."""
+    def from_config(cls, config: Mapping[str, Any], multiple: int) -> Recipe:
+        """Takes ``config.augment``, and ``patch_size`` of a layout; ValueError if senseless."""
         augment = config["augment"]
         recipe = cls(
             flip=float(augment["flip"]),
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
             crop=float(augment["crop"]),
             crop_resize=tuple(augment["crop_resize"]),
             crop_range=tuple(augment["crop_range"]),
-            multiple=int(config["model"]["patch_size"]),
+            multiple=multiple,
         )
         recipe.check()
         return recipe
@@ -73,12 +73,12 @@ class EvalRecipe(NamedTuple):
 
     size: int  # shorter side
     max_size: int  # longer side at most; 0: no limit
-    multiple: int  # the patch size
+    multiple: int  # the layout's patch size
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> EvalRecipe:
-        """Takes ``config.preprocess`` and ``config.model.patch_size``; ValueError if senseless."""
-        preprocess, multiple = config["preprocess"], int(config["model"]["patch_size"])
+    def from_config(cls, config: Mapping[str, Any], multiple: int) -> EvalRecipe:
+        """Takes ``config.preprocess``, and ``patch_size`` of a layout; ValueError if senseless."""
+        preprocess = config["preprocess"]
         recipe = cls(int(preprocess["size"]), int(preprocess["max_size"]), multiple)
         _check_sides("preprocess.size", (recipe.size,), multiple)
         return recipe

@@ -45,11 +45,8 @@ def choose_buckets(
     Raises:
       ValueError: for an empty dataset, a count below one, or a picture that has no size left.
     """
-    if count < 1 or multiple < 1:
-        raise ValueError(f"buckets.count {count} and buckets.multiple {multiple} must be positive")
-    if not len(index):
-        raise ValueError(f"{index.annotations}: no picture is left to choose buckets for")
-    simulated = _simulate(index, recipe)
+    check_choice(index, count, multiple)
+    simulated = simulate(index, recipe)
     possible = possible_grids(index, recipe)
     lengths = _padded(possible.prod(axis=1), multiple, num_prefix)
     longest = int(lengths.max())
@@ -65,23 +62,57 @@ def choose_buckets(
     )
 
 
+def check_choice(index: Index, count: int, multiple: int) -> None:
+    """Raises ValueError where there is nothing to choose buckets for, or none may be chosen."""
+    if count < 1 or multiple < 1:
+        raise ValueError(f"buckets.count {count} and buckets.multiple {multiple} must be positive")
+    if not len(index):
+        raise ValueError(f"{index.annotations}: no picture is left to choose buckets for")
+
+
 def smallest_bucket(grid: np.ndarray, buckets: tuple[Bucket, ...]) -> np.ndarray:
     """Number of the smallest bucket that takes each grid: int32 [R] from int [R, 2].
 
     Raises:
       ValueError: when even the largest does not (the buckets are those of another recipe).
     """
-    sequence = np.concatenate([grid.prod(axis=1, keepdims=True), grid], axis=1)
-    smallest = np.full(len(grid), -1, np.int32)
+    return smallest_for_all(grid[:, None], buckets)
+
+
+def smallest_for_all(grids: np.ndarray, buckets: tuple[Bucket, ...]) -> np.ndarray:
+    """Number of the smallest bucket that takes every grid of a step, int32 [S] from int [S, B, 2].
+
+    Raises as ``smallest_bucket`` does.
+    """
+    most = grids.max(axis=1)
+    needs = np.concatenate([grids.prod(axis=2, dtype=np.int64).max(axis=1)[:, None], most], axis=1)
+    smallest = np.full(len(needs), -1, np.int32)
     for number, bucket in reversed(list(enumerate(buckets))):
-        smallest[(sequence <= np.array(bucket)).all(axis=1)] = number
+        smallest[(needs <= np.array(bucket)).all(axis=1)] = number
     if (smallest < 0).any():
-        rows, cols = grid[np.argmin(smallest)]
+        rows, cols = most[np.argmin(smallest)]
         raise ValueError(
             f"a picture of {rows} x {cols} patches does not fit the largest bucket, "
             f"{buckets[-1]}: buckets and recipe do not belong together"
         )
     return smallest
+
+
+def neighbours(buckets: tuple[Bucket, ...]) -> np.ndarray:
+    """Places of the buckets in an order whose neighbours have most in common: int64 [K].
+
+    A step that two neighbours share fits the next larger one. Where each bucket takes what the one
+    before takes that is their own order; canvases go from wide ones, large to small, to high ones,
+    small to large: where a wide picture and a high one meet, both are small.
+    """
+    shapes = np.array(buckets)
+    if (np.diff(shapes, axis=0) >= 0).all():
+        return np.arange(len(buckets))
+    size, rows, cols = shapes.T
+    high = rows > cols
+    places = np.empty(len(buckets), np.int64)
+    places[np.lexsort([np.where(high, size, -size), high])] = np.arange(len(buckets))
+    return places
 
 
 def possible_grids(index: Index, recipe: Recipe | EvalRecipe) -> np.ndarray:
@@ -143,7 +174,7 @@ def _grids(
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _simulate(index: Index, recipe: Recipe | EvalRecipe) -> np.ndarray:
+def simulate(index: Index, recipe: Recipe | EvalRecipe) -> np.ndarray:
     """Grids int64 [R, 2] as training will see them: an epoch, of the pictures repeated."""
     if isinstance(recipe, EvalRecipe):
         draws = augment.draw_eval(index, recipe)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
-from yolos_jax.batch import Batch, HostBatch, Targets
+from yolos_jax.batch import HostBatch, Targets
 from yolos_jax.data import files
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import Plan
@@ -67,21 +67,17 @@ def _assemble(
     for step in steps:
         rows = plan.rows[step][host_rows]
         bucket = plan.buckets[plan.bucket[step]]
-        grid = plan.grid[step][host_rows].copy()
-        patches = np.zeros((len(rows), bucket.patches, 3 * patch_size**2), np.uint8)
-        valid, unreadable = np.zeros(len(rows), bool), []
+        batch, unreadable = bucket.empty(len(rows), patch_size), []
         for place in np.flatnonzero(rows >= 0):
             picture = next(pictures)
             if isinstance(picture, ValueError):
                 unreadable.append(str(picture))
-                grid[place] = 1
             else:
-                patches[place, : len(picture)] = picture
-                valid[place] = True
+                batch.put(place, picture, plan.grid[step, host_rows[place]])
         original = np.stack([index.heights[rows], index.widths[rows]], axis=1)
         yield HostBatch(
-            batch=Batch(patches, grid, valid),
-            targets=_targets(plan, step, host_rows, valid),
+            batch=batch,
+            targets=_targets(plan, step, host_rows, batch.image_valid),
             image_ids=np.where(rows >= 0, index.image_ids[rows], -1),
             original_size=np.where(rows[:, None] >= 0, original, 1).astype(np.int32),
             bucket=bucket,

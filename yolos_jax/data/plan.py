@@ -22,7 +22,12 @@ import numpy as np
 from yolos_jax.batch import Bucket
 from yolos_jax.data import augment
 from yolos_jax.data.augment import Draws, EvalRecipe, Recipe
-from yolos_jax.data.buckets import choose_buckets, smallest_bucket
+from yolos_jax.data.buckets import (
+    choose_buckets,
+    neighbours,
+    smallest_bucket,
+    smallest_for_all,
+)
 
 if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
     from yolos_jax.data.index import Index
@@ -49,13 +54,13 @@ class Plan:
     crop: np.ndarray  # float64 [S, B, 4]: top, left, height, width in pixels of the original;
     # exactly (0, 0, its height, its width) where the whole picture is used.
     size: np.ndarray  # int32 [S, B, 2]: final height and width, pixels
-    grid: np.ndarray  # int32 [S, B, 2]: rows and columns of patches
+    grid: np.ndarray  # int32 [S, B, 2]: rows and columns of patches; of pixels on canvases
     bucket: np.ndarray  # int32 [S]: number of the step's bucket
     buckets: tuple[Bucket, ...]
     box_offsets: np.ndarray  # int64 [S * B + 1]: where the boxes of each row start and end
     boxes_cxcywh: np.ndarray  # float32 [T, 4]: relative to the final picture
     labels: np.ndarray  # int32 [T]: slots of the label map
-    patch_size: int  # pixels
+    patch_size: int  # pixels; 1 on canvases
     max_boxes: int  # M: the most boxes that a picture of the dataset has, rounded up
 
     @property
@@ -75,7 +80,8 @@ class Plan:
 
     def describe(self) -> str:
         """A table of the buckets: their bounds, share of the steps, and padding."""
-        lines = ["patches  rows  cols  steps  padding"]
+        unit = self.buckets[0].unit
+        lines = [f"{unit:>7}  rows  cols  steps  padding"]
         for number, bucket in enumerate(self.buckets):
             steps = self.bucket == number
             real = self.grid[steps][self.rows[steps] >= 0].prod(axis=-1, dtype=np.int64).sum()
@@ -85,7 +91,7 @@ class Plan:
                 + (f"{1 - real / computed:8.1%}" if steps.any() else "        -")
             )
         lines.append(
-            f"{self.steps} steps of {self.batch_size} pictures, {self.waste():.1%} of the patches "
+            f"{self.steps} steps of {self.batch_size} pictures, {self.waste():.1%} of the {unit} "
             f"are padding, {len(np.unique(self.bucket))} of {len(self.buckets)} buckets in use"
         )
         return "\n".join(lines)
@@ -149,16 +155,17 @@ def make_plan(
     order = order[: steps * batch_size]
     # Sorted within windows: by bucket first, since a bucket may be needed for its bounds; the
     # sort is stable, so that pictures of one length stay in random order.
+    place = neighbours(buckets)[required]
     lengths = grid.prod(axis=1, dtype=np.int64)
     limit = int(lengths.max()) + 1
     window_of_place = np.arange(len(order)) // (batch_size * window)
-    key = (window_of_place * len(buckets) + required[order]) * limit + lengths[order]
+    key = (window_of_place * len(buckets) + place[order]) * limit + lengths[order]
     places = np.argsort(key, kind="stable").reshape(steps, batch_size)
     # Within a step back to random order: no host, no microbatch gets all the large pictures.
     places.sort(axis=1)
     shuffle = augment.uniforms(seed, epoch, augment.STEPS, steps, 1)[:, 0]
     places = places[np.lexsort([shuffle, np.arange(steps) // window])]
-    return _columns(index, draws, order[places], required, buckets, recipe.multiple)
+    return _columns(index, draws, order[places], buckets, recipe.multiple)
 
 
 def make_eval_plan(
@@ -175,12 +182,12 @@ def make_eval_plan(
         )
     draws = augment.draw_eval(index, recipe)
     grid = draws.size // recipe.multiple
-    required = smallest_bucket(grid, buckets)
-    order = np.lexsort([grid.prod(axis=1, dtype=np.int64), required])
+    place = neighbours(buckets)[smallest_bucket(grid, buckets)]
+    order = np.lexsort([grid.prod(axis=1, dtype=np.int64), place])
     rows = np.full(-(-len(index) // batch_size) * batch_size, -1, np.int64)
     rows[: len(order)] = order
     rows = rows.reshape(-1, batch_size)
-    return _columns(index, draws, rows, required, buckets, recipe.multiple)
+    return _columns(index, draws, rows, buckets, recipe.multiple)
 
 
 def join(plans: Sequence[Plan]) -> Plan:
@@ -205,22 +212,22 @@ def _columns(
     index: Index,
     draws: Draws,
     rows: np.ndarray,
-    required: np.ndarray,
     buckets: tuple[Bucket, ...],
     multiple: int,
 ) -> Plan:
-    """Gathers what the rows [S, B] need; ``required`` is the bucket of each row of the index."""
+    """Gathers what the rows [S, B] need."""
     real = rows >= 0
     offsets, boxes, labels = augment.surviving_boxes(index, draws, rows.ravel())
     size = np.where(real[..., None], draws.size[rows], np.int32(multiple))
+    grid = size // np.int32(multiple)
     crop = _original_rectangles(index, draws)[rows]
     return Plan(
         rows=rows,
         flip=draws.flip[rows] & real,
         crop=np.where(real[..., None], crop, 0.0),
         size=size,
-        grid=size // np.int32(multiple),
-        bucket=np.where(real, required[rows], 0).max(axis=1),
+        grid=grid,
+        bucket=smallest_for_all(grid, buckets),
         buckets=buckets,
         box_offsets=offsets,
         boxes_cxcywh=boxes,

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from yolos_jax.batch import Batch, Outputs
+from yolos_jax.data.layout import Layout, Sequences
 from yolos_jax.models import attention, detr_model, vit
 from yolos_jax.models.detr_model import DetrModel
 from yolos_jax.models.yolos import Yolos
+from yolos_jax.parameter_groups import YOLOS_RULES, Rule
 
 Params = dict[str, Any]  # nested; leaves are float32 arrays
 
@@ -50,8 +52,22 @@ class Model(NamedTuple):
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
     name = property(lambda self: "yolos", doc="``config.model.name``.")
-    takes = property(lambda self: Batch, doc="What its batches are: of batch.py.")
     unit = property(lambda self: self.config.patch_size, doc="Sides of pictures: multiples of it.")
+
+    @property
+    def layout(self) -> Sequences:
+        """How it wants its pictures."""
+        return Sequences(self.config.patch_size, 1 + self.config.num_queries)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Regular expressions of paths of parameters that are never trained."""
+        return ()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Which of its parameters decay, and which are the backbone's."""
+        return YOLOS_RULES
 
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""
@@ -131,6 +147,11 @@ def build_model(
         return DetrModel(detr_model.config_of(values), num_classes, mesh)
     values.pop("detr", None)  # of the other model; checkpoints need not have it
     return Model(_checked(values), num_classes, mesh)
+
+
+def layout_of(model_config: Mapping[str, Any]) -> Layout:
+    """How the model that ``config.model`` describes wants its pictures. Raises as build_model."""
+    return build_model(model_config, num_classes=1).layout
 
 
 def _checked(values: dict[str, Any]) -> YolosConfig:

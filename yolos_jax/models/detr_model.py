@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from yolos_jax.batch import Canvas, Outputs
+from yolos_jax.data.layout import Canvases
 from yolos_jax.models import detr_position, resnet, vit
 from yolos_jax.models.detr import Detr
+from yolos_jax.parameter_groups import DETR_RULES, Rule
 
 Params = dict[str, Any]  # nested; leaves are float32 arrays
 
@@ -52,8 +54,8 @@ class DetrConfig(NamedTuple):
 class DetrModel(NamedTuple):
     """A DETR as two pure functions, called as ``build.Model`` is.
 
-    Parameters are a plain nested dict of float32 arrays. Those of frozen batch normalisation
-    (``backbone/.*bn.?/.*``) are constants: recipes put them under ``optimizer.freeze``.
+    Parameters are a plain nested dict of float32 arrays. Those of frozen batch normalisation are
+    constants: see ``constants``.
     """
 
     config: DetrConfig
@@ -61,8 +63,22 @@ class DetrModel(NamedTuple):
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
     name = property(lambda self: "detr", doc="``config.model.name``.")
-    takes = property(lambda self: Canvas, doc="What its batches are: of batch.py.")
     unit = property(lambda self: 1, doc="Sides of pictures, in pixels, are multiples of it.")
+
+    @property
+    def layout(self) -> Canvases:
+        """How it wants its pictures."""
+        return Canvases()
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Regular expressions of paths of parameters that are never trained."""
+        return (resnet.CONSTANTS,)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Which of its parameters decay, and which are the backbone's."""
+        return DETR_RULES
 
     def init(self, rng: jax.Array) -> Params:
         """Draws parameters; jit or ``jax.eval_shape`` it as needed."""

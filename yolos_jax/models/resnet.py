@@ -21,13 +21,15 @@ Array = jax.Array
 STAGES = 4
 EXPANSION = 4  # a block's output is this many times as wide as its 3x3 convolution
 _EPSILON = 1e-5
+# Paths of all that belongs to frozen normalisation, in a model that calls the backbone so.
+CONSTANTS = r"backbone/(.*/)?(bn\d|downsample_bn)/.*"
 
 
 class FrozenBatchNorm(nn.Module):
     """A channel's scale and shift, from statistics that never change.
 
-    All four are parameters so that checkpoints carry them; ``optimizer.freeze`` keeps them as
-    they are. The result is of ``dtype``, computed in float32.
+    All four are parameters so that checkpoints carry them, and never trained. The result is of
+    ``dtype``, computed in float32.
     """
 
     dtype: Any
