@@ -3,11 +3,14 @@
     python convert_torch_weights.py yolos_s.pth runs/yolos_s --verify
     python convert_torch_weights.py hustvl/yolos-tiny runs/yolos_ti
     python convert_torch_weights.py deit_tiny_patch16_224.pth runs/start/deit_tiny
+    python convert_torch_weights.py detr-r50-e632da11.pth runs/detr_r50 --verify
+    python convert_torch_weights.py resnet50-0676ba61.pth runs/start/resnet50
     python convert_torch_weights.py runs/mine exported --to=hf
 
-Known sources: the original YOLOS and transformers' YOLOS; DeiT and plain vision transformers in the
-layouts of timm, transformers and google-research (.npz) as a start for training; and this project's
-own checkpoints. Nothing is written unless everything fits.
+Known sources: the original YOLOS and DETR, and transformers' of both; as a start for training DeiT
+and plain vision transformers in the layouts of timm, transformers and google-research (.npz), and
+ResNets in those of torchvision, timm and transformers; and this project's own checkpoints. Nothing
+is written unless everything fits.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="checkpoint: file, folder, run, or hub name")
-    parser.add_argument("destination", help="folder to write (with --to=yolos a file)")
+    parser.add_argument("destination", help="folder to write (a file with --to=yolos, --to=detr)")
     parser.add_argument("--to", choices=sorted(export.WRITERS), default="yolos_jax")
     parser.add_argument("--overwrite", action="store_true", help="replace the destination")
     parser.add_argument(

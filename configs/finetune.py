@@ -1,12 +1,12 @@
-"""A detector on a small set of your own, started from a converted or trained one.
+"""A YOLOS on a small set of your own, started from a converted or trained one.
 
     python train.py --config=configs/finetune.py --workdir=runs/mine \\
         --config.init=runs/yolos_s --config.data.root=/data/mine
 
 What is 0 here is taken from the checkpoint that ``config.init`` names, so the same file serves
-every detector; override it to differ (more detection tokens, smaller pictures). The schedule
-suits hundreds to thousands of pictures. Give ``config.augment.scales`` in the range of
-``config.preprocess.size``.
+every YOLOS (finetune_detr.py every DETR); override it to differ (more detection tokens, smaller
+pictures). The schedule suits hundreds to thousands of pictures. Give ``config.augment.scales`` in
+the range of ``config.preprocess.size``.
 """
 
 from configs import common

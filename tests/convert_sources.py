@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from yolos_jax.convert import conversion
 from yolos_jax.models.build import Model
 
 DEPTH, WIDTH, HEADS, MLP, PATCH, QUERIES = 2, 24, 3, 40, 16, 5
@@ -67,6 +68,20 @@ def yolos(num_classes: int = 4, mid: bool = True, seed: int = 0) -> dict[str, np
             tensors[f"{head}.layers.{i}.weight"] = draw(out, WIDTH)
             tensors[f"{head}.layers.{i}.bias"] = draw(out)
     return tensors
+
+
+def yolos_model() -> dict:
+    """The keys of ``config.model`` of ``yolos``."""
+    return conversion.model_config(
+        patch_size=PATCH,
+        width=WIDTH,
+        depth=DEPTH,
+        heads=HEADS,
+        mlp_width=MLP,
+        num_queries=QUERIES,
+        position_grid=GRID,
+        mid_position_grid=GRID,
+    )
 
 
 def yolos_args(mid: bool = True, **changes) -> argparse.Namespace:

@@ -20,18 +20,9 @@ def model_of(**changes):
     return tiny_detr.model_config(pre_norm=True, position="learned", **changes)
 
 
-def state_of(model, seed=0):
-    """An original state dict of random numbers."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.normal(size=place.shape).astype(np.float32)
-        for name, place in detr_names.table(model, CLASSES).items()
-    }
-
-
 @pytest.fixture(scope="module")
 def state():
-    return state_of(model_of())
+    return tiny_detr.make_state(model_of())
 
 
 def test_a_round_trip_is_equal_to_the_last_bit(state):
@@ -106,6 +97,10 @@ def test_what_does_not_fit_is_named_both_ways(state):
         detr_names.from_params(params, model_of())
     for part in ("missing: query_embed", "not part of the model: query_embeddings"):
         assert part in str(error.value)
+    params["query_embed"] = params.pop("query_embeddings")
+    fewer = model_of(decoder_depth=1)
+    with pytest.raises(ValueError, match=r"decoder/layers/norm1/scale has 2 layers, the model 1"):
+        detr_names.from_params(params, fewer)
 
 
 def test_an_original_checkpoint_tells_what_it_is(state, tmp_path):
@@ -140,7 +135,7 @@ def test_an_original_checkpoint_tells_what_it_is(state, tmp_path):
 )
 def test_transformers_names_and_back(dialect):
     model = tiny_detr.model_config(position="learned")
-    state = state_of(model)
+    state = tiny_detr.make_state(model)
     theirs = detr_hf_names.from_original(state, dialect)
     assert detr_hf_names.dialect_of(theirs) == dialect
     places = detr_names.table(model, CLASSES)

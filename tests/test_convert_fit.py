@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import convert_sources as sources
-from yolos_jax.convert import conversion, names, start
+from yolos_jax.convert import names, start
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 
@@ -18,16 +18,7 @@ def quick_draws(monkeypatch):
     monkeypatch.setattr(start, "draw", sources.numpy_draw)
 
 
-MODEL = conversion.model_config(
-    patch_size=16,
-    width=24,
-    depth=2,
-    heads=3,
-    mlp_width=40,
-    num_queries=5,
-    position_grid=(3, 4),
-    mid_position_grid=(3, 4),
-)
+MODEL = sources.yolos_model()
 LABELS = LabelMap((1, 2, 5), ("apple", "bean", "carrot"))
 
 

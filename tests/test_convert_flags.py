@@ -14,6 +14,7 @@ from yolos_jax.convert.conversion import Options
 from yolos_jax.labels import LabelMap
 
 torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
+FORMS = ("yolos_jax", "hf", "yolos")  # of export.WRITERS
 STORED = {"size": 200, "max_size": 300, "mean": [0.5] * 3, "std": [0.25] * 3}
 
 
@@ -24,12 +25,12 @@ def written(tmp_path_factory):
     path = sources.save(folder / "y.pth", sources.yolos(2), args=sources.yolos_args())
     found = weights.open_checkpoint(path, Options(num_heads=sources.HEADS))[0]
     found = dataclasses.replace(found, preprocess=STORED, label_map=LabelMap((4, 9), ("a", "b")))
-    for kind, write in export.WRITERS.items():
-        write(found, folder / kind, "test")
+    for kind in FORMS:
+        export.WRITERS[kind](found, folder / kind, "test")
     return folder
 
 
-KINDS = pytest.mark.parametrize("kind", list(export.WRITERS))
+KINDS = pytest.mark.parametrize("kind", FORMS)
 
 
 @KINDS
@@ -62,6 +63,7 @@ def test_labels_win_over_stored_ones(written, kind, tmp_path):
     [
         ({"num_heads": 4}, "--num_heads 4, but the checkpoint has 3"),
         ({"mid_pe_size": ()}, "--mid_pe_size none, but the checkpoint has 48 64"),
+        ({"dilation": False}, "--no-dilation, but a YOLOS has no stages"),
     ],
 )
 def test_flags_that_contradict_are_errors(written, kind, flags, message):
@@ -85,6 +87,6 @@ def test_a_seed_is_for_starts_only(written, tmp_path, monkeypatch):
     monkeypatch.setattr(start, "draw", sources.numpy_draw)
     path = sources.save(tmp_path / "vit.pth", sources.timm())
     convert(path, "out", "--num_heads=3", "--init_pe_size", "48", "64", "--mid_pe_size", "none")
-    for source in (*(written / kind for kind in export.WRITERS), tmp_path / "out"):
+    for source in (*(written / kind for kind in FORMS), tmp_path / "out"):
         with pytest.raises(ValueError, match="--seed 3, but nothing"):
             convert(source, "again")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from configs import finetune, shapes
+from configs import finetune, finetune_detr, shapes
+from tests import tiny_detr
 from yolos_jax import settings
 
 METADATA = {
     "model": {
+        "name": "yolos",
         "patch_size": 8,
         "width": 96,
         "depth": 3,
@@ -40,6 +42,28 @@ def test_open_keys_come_from_the_checkpoint_and_given_ones_stay():
 def test_open_keys_without_a_checkpoint_are_refused():
     with pytest.raises(ValueError, match=r"model.patch_size.*--config.init"):
         settings.complete(finetune.get_config(), None)
+
+
+DETR = tiny_detr.model_config(dilation=True, position="learned")
+KEPT = ("name", "width", "heads", "mlp_width", "num_queries", "layer_norm_eps")
+
+
+def test_a_detr_opens_its_section_as_a_whole():
+    own = {**DETR["detr"], "blocks": list(DETR["detr"]["blocks"]), "dropout": 0.3}
+    model = {key: DETR[key] for key in KEPT} | {"detr": own}  # as converted ones have it
+    complete = settings.complete(finetune_detr.get_config(), METADATA | {"model": model}).model
+    assert {key: complete[key] for key in KEPT} == {key: DETR[key] for key in KEPT}
+    assert complete.detr.to_dict() == DETR["detr"] | {"dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ours", "theirs"),
+    [(finetune, "yolos", "detr"), (finetune_detr, "detr", "yolos"), (shapes, "yolos", "detr")],
+)
+def test_a_checkpoint_of_the_other_model_is_refused(recipe, ours, theirs):
+    metadata = METADATA | {"model": METADATA["model"] | {"name": theirs}}
+    with pytest.raises(ValueError, match=f"model.name is '{ours}', .* is a '{theirs}'"):
+        settings.complete(recipe.get_config(), metadata)
 
 
 def test_no_mid_tables_stays_no_mid_tables():

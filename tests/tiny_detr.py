@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import common
 from yolos_jax.batch import Canvas
+from yolos_jax.convert import detr_names
 from yolos_jax.models.build import build_model
 from yolos_jax.models.detr_model import DetrModel
 
@@ -44,6 +45,27 @@ def make_params(model: DetrModel, seed: int = 0) -> dict:
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def numpy_draw(model: DetrModel, rng: jax.Array) -> dict:
+    """Random parameters of a model without tracing it, in place of ``start.draw``."""
+    config = model.config._asdict()
+    config |= {"detr": config}
+    seed = np.asarray(jax.random.key_data(rng))
+    state = make_state(config, model.num_classes, seed)
+    return detr_names.to_params(state, config, model.num_classes, "random")
+
+
+def make_state(model: dict, classes: int = CLASSES, seed=0) -> dict[str, np.ndarray]:
+    """An original state dict of random numbers for the keys of ``config.model``."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for name, place in detr_names.table(model, classes).items():
+        fan_in = np.prod(place.shape[1:])
+        state[name] = (rng.normal(size=place.shape) * fan_in**-0.5).astype(np.float32)
+        if name.endswith("running_var"):
+            state[name] = rng.uniform(0.5, 1.5, place.shape).astype(np.float32)
+    return state
 
 
 def make_canvas(sizes, canvas: tuple[int, int], seed: int = 0) -> Canvas:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Keys that finetune.py leaves at 0: what they are is in the checkpoint the run starts from.
+# Keys that recipes for fine-tuning leave at 0: what they are is in the checkpoint of the start.
 FROM_CHECKPOINT = {
     "model": (
         "patch_size",
@@ -23,6 +23,17 @@ FROM_CHECKPOINT = {
     "preprocess": ("size", "max_size", "mean", "std"),
 }
 OPEN = (0, (0, 0), (0.0, 0.0, 0.0))
+# model.detr is left open as a whole, by its blocks: not every key of it has a value for "open".
+OPEN_BLOCKS = (0, 0, 0, 0)
+DETR_FROM_CHECKPOINT = (
+    "blocks",
+    "stem_width",
+    "dilation",
+    "encoder_depth",
+    "decoder_depth",
+    "pre_norm",
+    "position",
+)
 
 
 def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDict:
@@ -33,9 +44,16 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
       metadata: of the checkpoint that the run starts from or goes on from; None without one.
 
     Raises:
-      ValueError: a key is left open and no checkpoint says what it is.
+      ValueError: a key is left open and no checkpoint says what it is, or the checkpoint is one of
+        another model.
     """
     config = config.copy_and_resolve_references()
+    stored_model = (metadata or {}).get("model", {})
+    if metadata is not None and config.model.name != stored_model["name"]:
+        raise ValueError(
+            f"model.name is {config.model.name!r}, but the checkpoint that the run starts from is "
+            f"a {stored_model['name']!r}"
+        )
     for section, keys in FROM_CHECKPOINT.items():
         for key in keys:
             value = config[section][key]
@@ -49,6 +67,10 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
                 )
             stored = metadata[section][key]
             config[section][key] = tuple(stored) if isinstance(value, tuple) else stored
+    if tuple(config.model.detr.blocks) == OPEN_BLOCKS and "detr" in stored_model:
+        for key in DETR_FROM_CHECKPOINT:
+            value = stored_model["detr"][key]
+            config.model.detr[key] = tuple(value) if isinstance(value, list) else value
     return config
 
 

@@ -48,7 +48,7 @@ def verify(
       ValueError: logits or boxes differ by more than the tolerance.
     """
     image = picture or compare.generated_picture(480, 640)
-    pixels = compare.pixels_of(image, converted.preprocess, converted.model["patch_size"])
+    pixels = compare.pixels_of(image, converted.preprocess, compare.unit_of(converted))
     result = weights.open_checkpoint(written, Options())
     runs = compare.runner(converted, source, name), compare.runner(*result, str(written))
     found = compare.differences(*runs, pixels)

@@ -16,13 +16,26 @@ from typing import Any
 import numpy as np
 
 from yolos_jax import batch, detector
-from yolos_jax.convert import read, reference, weights
+from yolos_jax.convert import read, reference, systems, weights
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
 from yolos_jax.data import image as image_lib
+from yolos_jax.models.build import layout_of
 
 TOLERANCE = 1e-4  # of logits and boxes, both sides in float32 at the highest precision
 _GENERATED = ((480, 640), (500, 333))  # pictures when none are given, height and width
+# Fields of detector.RawOutputs, as reference.run calls them.
+_STAGES = {
+    "embed": "embed",
+    "blocks": "block",
+    "norm": "norm",
+    "feature": "backbone",
+    "memory": "encoder",
+    "decoder": "decoder",
+    "pred_logits": "logits",
+    "pred_boxes": "boxes",
+}
+_STACKED = ("blocks", "decoder")  # one for each layer
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -39,13 +52,14 @@ def ours(model: detector.Detector) -> Run:
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         found = model.outputs(pixels, capture=True)
-        stages = {"embed": found.embed}
-        stages |= {f"block {i}": tokens for i, tokens in enumerate(found.blocks)}
-        return stages | {
-            "norm": found.norm,
-            "logits": found.pred_logits,
-            "boxes": found.pred_boxes,
-        }
+        stages: dict[str, np.ndarray] = {}
+        for field, name in _STAGES.items():
+            array = getattr(found, field)
+            if array is not None and field in _STACKED:
+                stages |= {f"{name} {i}": layer for i, layer in enumerate(array)}
+            elif array is not None:
+                stages[name] = array
+        return stages
 
     return run
 
@@ -74,11 +88,22 @@ def differences(a: Run, b: Run, pixels: np.ndarray) -> dict[str, float]:
 
 
 def pixels_of(picture: str | np.ndarray, preprocess: Mapping[str, Any], patch: int) -> np.ndarray:
-    """A picture as detectors see it: resized and normalised, float32 [1, H, W, 3]."""
+    """A picture as detectors see it: resized and normalised, float32 [1, H, W, 3].
+
+    Args:
+      picture: its path, or uint8 [height, width, 3].
+      preprocess: the keys of ``config.preprocess``.
+      patch: pixels of which sides are multiples: ``unit_of`` the detector.
+    """
     image = picture if isinstance(picture, np.ndarray) else image_lib.decode(picture)
     patches, grid = image_lib.preprocess(image, preprocess, patch)
     normalised = batch.normalise(patches, preprocess["mean"], preprocess["std"])
     return image_lib.unpatchify(normalised, grid, patch)[None]
+
+
+def unit_of(converted: Converted) -> int:
+    """Pixels of which the sides of a detector's pictures are multiples."""
+    return layout_of(converted.model).patch_size
 
 
 def generated_picture(height: int, width: int) -> np.ndarray:
@@ -119,6 +144,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help=f"height and width in pixels that the {what} {'is' if name == 'init' else 'are'} "
             f"for{'' if name == 'init' else ', or none'}",
         )
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="of a DETR whose last stage keeps its resolution (DC5)",
+    )
     parser.add_argument("--labels", help="COCO JSON with the categories of the class head")
     parser.add_argument("--size", type=_positive, help="shorter side of pictures, pixels")
     parser.add_argument(
@@ -141,6 +171,7 @@ def options_of(args: argparse.Namespace) -> Options:
         mid_pe_size=()
         if args.mid_pe_size == ["none"]
         else _pixels(args.mid_pe_size, "mid_pe_size"),
+        dilation=args.dilation,
         labels=args.labels,
         size=args.size,
         max_size=args.max_size,
@@ -171,6 +202,9 @@ def compare(args: argparse.Namespace) -> bool:
     for path, (converted, source) in zip((args.a, args.b), opened, strict=True):
         print(f"{path}: {converted.kind}, {'JAX' if source is None else 'torch'}")
     first, second = (converted for converted, _ in opened)
+    names = [systems.system_of(converted.model).title for converted in (first, second)]
+    if names[0] != names[1]:
+        raise ValueError(f"{args.a} is a {names[0]}, {args.b} a {names[1]}: nothing to compare.")
     for what in ("preprocess", "label_map"):
         if _comparable(getattr(first, what)) != _comparable(getattr(second, what)):
             print(f"they differ in {what}; pictures are prepared as {args.a} wants them")
@@ -178,7 +212,7 @@ def compare(args: argparse.Namespace) -> bool:
         f"generated {h}x{w}": generated_picture(h, w) for h, w in _GENERATED
     }
     found = {
-        name: differences(*runs, pixels_of(picture, first.preprocess, first.model["patch_size"]))
+        name: differences(*runs, pixels_of(picture, first.preprocess, unit_of(first)))
         for name, picture in pictures.items()
     }
     print(table(found))

@@ -39,6 +39,7 @@ class Options:
     num_heads: int | None = None
     init_pe_size: tuple[int, int] | None = None  # height and width in pixels, as the original's
     mid_pe_size: tuple[int, ...] | None = None  # likewise; () for a model without these tables
+    dilation: bool | None = None  # of a DETR's last stage
     labels: str | None = None  # a COCO JSON whose categories the class head has
     size: int | None = None  # shorter side of pictures, pixels
     max_size: int | None = None
@@ -138,6 +139,8 @@ def refuse_contradictions(model: Mapping[str, Any], options: Options, where: str
         if pixels is not None and [side // patch * patch for side in pixels] != stored:
             given, has = (" ".join(map(str, sides)) or "none" for sides in (pixels, stored))
             wrong.append(f"--{flag} {given}, but the checkpoint has {has}")
+    if options.dilation is not None:
+        wrong.append(f"--{'' if options.dilation else 'no-'}dilation, but a YOLOS has no stages")
     if wrong:
         raise ValueError(f"{where}: {'; '.join(wrong)}.")
 

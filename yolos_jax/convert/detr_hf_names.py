@@ -37,7 +37,7 @@ _NORMS = {
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
 _SIDES = {"row": "row_embeddings", "col": "column_embeddings"}
-_BODY = "backbone.0.body."
+BODY = "backbone.0.body."
 
 
 def dialect_of(theirs: Iterable[str]) -> Dialect:
@@ -64,10 +64,11 @@ def their_names(name: str, dialect: Dialect) -> tuple[str, ...]:
     if found := re.fullmatch(r"backbone\.1\.(row|col)_embed", stem):
         model = "model.backbone" if dialect.before_version5 else "model"
         return (f"{model}.position_embedding.{_SIDES[found[1]]}.{kind}",)
-    if name.startswith(_BODY):
+    if name.startswith(BODY):
         model = "model.backbone" if dialect.in_memory else "model.backbone.conv_encoder"
-        body = stem.removeprefix(_BODY)
-        return (f"{model}.model.{body if dialect.timm else _own_backbone(body)}.{kind}",)
+        body = stem.removeprefix(BODY)
+        body = f"{body}.{kind}"
+        return (f"{model}.model.{body if dialect.timm else own_backbone(body)}",)
     if found := re.fullmatch(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(.+)", name):
         part, index, inside = found.groups()
         prefix = f"model.{part}.layers.{index}"
@@ -114,8 +115,13 @@ def from_original(tensors: Mapping[str, np.ndarray], dialect: Dialect) -> Tensor
     return renamed
 
 
-def _own_backbone(stem: str) -> str:
-    """A module of torchvision's ResNet as transformers' own ResNet calls it."""
+def own_backbone(name: str) -> str:
+    """A tensor of torchvision's ResNet as transformers' own ResNet calls it."""
+    stem, _, tensor = name.rpartition(".")
+    return f"{_own_module(stem)}.{tensor}"
+
+
+def _own_module(stem: str) -> str:
     kinds = {"conv": "convolution", "bn": "normalization"}
     if found := re.fullmatch(r"(conv|bn)1", stem):
         return f"embedder.embedder.{kinds[found[1]]}"

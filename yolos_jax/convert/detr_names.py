@@ -14,24 +14,17 @@ Both directions only move numbers, so a round trip is equal to the last bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from yolos_jax.convert import names
+from yolos_jax.convert.places import Place, gather, scatter
 from yolos_jax.models.detr_position import LEARNED_SIDE
 from yolos_jax.models.resnet import EXPANSION
 
 Array = np.ndarray
 Tensors = dict[str, Array]
-
-
-class Place(NamedTuple):
-    """Where a tensor of the original goes."""
-
-    shape: tuple[int, ...]  # of the original
-    paths: tuple[str, ...]  # of ours: several share it equally on axis 0
-    layer: int | None = None  # ours are stacked, and this is one of them
 
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -60,7 +53,7 @@ def table(model: Mapping[str, Any], num_classes: int) -> dict[str, Place]:
     channels = detr["stem_width"] * 2**3 * EXPANSION
     places["input_proj.weight"] = Place((width, channels, 1, 1), ("input_proj/kernel",))
     places["input_proj.bias"] = Place((width,), ("input_proj/bias",))
-    places |= _backbone(detr)
+    places |= backbone_table(detr)
     if detr["position"] == "learned":
         for side in ("row", "col"):
             name, shape = f"backbone.1.{side}_embed.weight", (LEARNED_SIDE, width // 2)
@@ -71,35 +64,10 @@ def table(model: Mapping[str, Any], num_classes: int) -> dict[str, Place]:
 def to_params(
     tensors: Mapping[str, Array], model: Mapping[str, Any], num_classes: int, where: str
 ) -> dict:
-    """Original layout -> our parameters.
-
-    Args:
-      tensors: a complete state dict, as numpy arrays.
-      model: the keys of ``config.model``.
-      num_classes: K.
-      where: what to call the source in errors.
-
-    Returns:
-      Nested dict of float32 arrays.
-
-    Raises:
-      ValueError: naming every tensor that is missing, surplus or of another shape.
-    """
+    """Original layout -> our parameters; everything as of ``names.to_params``."""
     places = table(model, num_classes)
     names.check(tensors, {name: place.shape for name, place in places.items()}, where)
-    flat: Tensors = {}
-    stacked: dict[str, list[Array]] = {}
-    for name, place in places.items():
-        tensor = np.asarray(tensors[name], np.float32)
-        pieces = np.split(tensor, len(place.paths))
-        for path, piece in zip(place.paths, pieces, strict=True):
-            ours = _to_ours(piece, path)
-            if place.layer is None:
-                flat[path] = ours
-            else:  # the table counts upwards
-                stacked.setdefault(path, []).append(ours)
-    flat |= {path: np.stack(layers) for path, layers in stacked.items()}
-    return names.unflatten({path: np.ascontiguousarray(array) for path, array in flat.items()})
+    return names.unflatten(gather(tensors, places, _to_ours))
 
 
 def from_params(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tensors:
@@ -116,13 +84,7 @@ def from_params(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tensors:
     wrong += [f"not part of the model: {path}" for path in sorted(flat.keys() - ours)]
     if wrong:
         raise ValueError("the parameters do not fit the model:\n  " + "\n  ".join(wrong))
-    tensors = {}
-    for name, place in places.items():
-        pieces = [flat[path] for path in place.paths]
-        if place.layer is not None:
-            pieces = [piece[place.layer] for piece in pieces]
-        pairs = zip(pieces, place.paths, strict=True)
-        tensors[name] = np.concatenate([_to_theirs(piece, path) for piece, path in pairs])
+    tensors = scatter(flat, places, _to_theirs)
     names.check(tensors, {name: place.shape for name, place in places.items()}, "the checkpoint")
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
@@ -182,7 +144,12 @@ def _layers(
     return places
 
 
-def _backbone(detr: Mapping[str, Any]) -> dict[str, Place]:
+def backbone_table(detr: Mapping[str, Any]) -> dict[str, Place]:
+    """The part of ``table`` that is the backbone's.
+
+    Args:
+      detr: ``blocks`` and ``stem_width`` of ``config.model.detr``.
+    """
     body, channels = "backbone.0.body", detr["stem_width"]
 
     def convolution(theirs: str, ours: str, *shape: int) -> dict[str, Place]:

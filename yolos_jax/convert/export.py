@@ -1,4 +1,4 @@
-"""Writing checkpoints: ours, a folder of transformers, or a file of the original YOLOS.
+"""Writing checkpoints: ours, a folder of transformers, or a file of the original.
 
 Whatever is written appears under its name only when it is complete.
 """
@@ -10,14 +10,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolos_jax import checkpoint
-from yolos_jax.convert import huggingface, names, read
+from yolos_jax.convert import read, systems
 from yolos_jax.convert.conversion import Converted
 
 _HF_FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
@@ -33,17 +33,7 @@ def write_hf(converted: Converted, destination: Path, source: str) -> None:
     del source
     import safetensors.numpy
 
-    config = huggingface.config_of(converted.model, converted.label_map)
-    preprocessor = huggingface.preprocessor_of(converted.preprocess)
-    longest, patch = converted.preprocess["max_size"], converted.model["patch_size"]
-    if longest and longest % patch == 0:
-        print(
-            f"WARNING: max_size {longest} is a multiple of the patch size {patch}. The processor "
-            "of transformers rounds sizes differently: about half of the pictures that it binds "
-            f"come out one patch apart. --max_size {longest + patch // 2} avoids it."
-        )
-    tensors = names.from_params(converted.params, converted.model)
-    tensors = huggingface.from_original(tensors)
+    tensors, config, preprocessor = systems.system_of(converted.model).to_folder(converted)
     destination.mkdir(parents=True)
     safetensors.numpy.save_file(
         tensors, destination / "model.safetensors", metadata={"format": "pt"}
@@ -57,28 +47,33 @@ def write_hf(converted: Converted, destination: Path, source: str) -> None:
 
 
 def write_yolos(converted: Converted, destination: Path, source: str) -> None:
-    """Writes a .pth as the original's main.py saves and resumes it."""
-    del source
+    """Writes a .pth as the original YOLOS's main.py saves and resumes it."""
+    _write_original("yolos", converted, destination, source)
+
+
+def write_detr(converted: Converted, destination: Path, source: str) -> None:
+    """Writes a .pth as the original DETR's main.py saves and resumes it."""
+    _write_original("detr", converted, destination, source)
+
+
+def _write_original(name: str, converted: Converted, destination: Path, source: str) -> None:
     import torch
 
-    model, preprocess = converted.model, converted.preprocess
-    patch = model["patch_size"]
-    mid = [side * patch for side in model["mid_position_grid"]]
-    args = argparse.Namespace(
-        init_pe_size=[side * patch for side in model["position_grid"]],
-        mid_pe_size=mid or None,
-        det_token_num=model["num_queries"],
-        eval_size=preprocess["size"],
-    )
-    tensors = names.from_params(converted.params, model)
+    model = converted.model
+    system = systems.system_of(model)
+    if model["name"] != name:
+        raise ValueError(
+            f"{source}: a {system.title}, which --to={name} has no place for; --to={model['name']}."
+        )
+    tensors = system.from_params(converted.params, model)
     content = {
         "model": {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()},
         "epoch": 0,
-        "args": args,
+        "args": argparse.Namespace(**system.original_args(converted)),
         read.EXTRAS: {  # which the original's code does not look at
             "model": _plain(model),
             "label_map": converted.label_map.to_json(),
-            "preprocess": _plain(preprocess),
+            "preprocess": _plain(converted.preprocess),
         },
     }
     torch.save(content, destination)
@@ -88,6 +83,7 @@ WRITERS: dict[str, Callable[[Converted, Path, str], None]] = {
     "yolos_jax": write_ours,
     "hf": write_hf,
     "yolos": write_yolos,
+    "detr": write_detr,
 }
 
 
@@ -139,8 +135,8 @@ def _holds_a_checkpoint(folder: Path) -> bool:
     return ours or {path.name for path in inside} <= _HF_FILES
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     """Tuples as lists: all that a pickle opened with weights_only may hold."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-    }
+    if isinstance(value, Mapping):
+        return {key: _plain(inside) for key, inside in value.items()}
+    return [_plain(inside) for inside in value] if isinstance(value, list | tuple) else value

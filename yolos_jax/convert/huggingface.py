@@ -6,16 +6,14 @@ written here are read by ``AutoModelForObjectDetection`` and ``AutoImageProcesso
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from yolos_jax.convert import conversion, names
+from yolos_jax.convert import conversion, hf_folder, names
 from yolos_jax.convert.conversion import Converted, Options, Row
 from yolos_jax.convert.read import Source
-from yolos_jax.labels import LabelMap
 
 Tensors = dict[str, np.ndarray]
 
@@ -40,8 +38,6 @@ _BLOCK = {
     "mlp.fc2": "output.dense",
 }
 _QKV = ("query", "key", "value")
-# What a checkpoint of our own adds to config.json: ids of categories that are not their slots.
-_CATEGORY_IDS = "category_ids"
 
 
 def recognises(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -109,7 +105,7 @@ def convert(source: Source, options: Options) -> Converted:
             f"{source.path}: config.json is needed beside these weights; name the folder of both."
         )
     model = model_from_config(source.config, options, source.path)
-    label_map = _label_map(source.config, options)
+    label_map = hf_folder.label_map_of_config(source.config, options)
     shapes = names.expected_shapes(model, label_map.num_classes)
     tensors, rows = with_qkv_bias(source.tensors, source.config, shapes)
     tensors = to_original(tensors, shapes, source.path)
@@ -118,7 +114,7 @@ def convert(source: Source, options: Options) -> Converted:
         params=names.to_params(tensors, model, label_map.num_classes, source.path),
         model=model,
         label_map=label_map,
-        preprocess=preprocess(source, options, model["width"]),
+        preprocess=hf_folder.preprocess(source, options, published_size(model["width"])),
         rows=conversion.loaded_rows(source.tensors) + rows,
     )
 
@@ -174,50 +170,33 @@ def refuse_other(config: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}/config.json: {'; '.join(wrong)}.")
 
 
-def preprocess(source: Source, options: Options, width: int) -> dict[str, Any]:
-    """preprocessor_config.json -> the keys of ``config.preprocess``."""
-    found = source.preprocessor
-    size = found.get("size")
-    if isinstance(size, int):  # before transformers 4.26
-        size = {"shortest_edge": size, "longest_edge": found.get("max_size") or 1333}
-    if size is None:
-        published = conversion.PUBLISHED.get(width)
-        shortest = published.size if published else 800
-        size = {"shortest_edge": shortest, "longest_edge": conversion.longest_side(shortest)}
-    if not isinstance(size, dict) or "shortest_edge" not in size:
-        if not options.size:
-            raise ValueError(
-                f"{source.path}/preprocessor_config.json: size is {size}, expected shortest_edge "
-                "and longest_edge; give --size and --max_size."
-            )
-        size = {"shortest_edge": options.size}
-    normal = found.get("do_normalize", True)
-    return conversion.preprocess_of(
-        int(size["shortest_edge"]),
-        int(size.get("longest_edge") or found.get("max_size") or 1333),
-        options,
-        found.get("image_mean", conversion.IMAGENET_MEAN) if normal else (0.0, 0.0, 0.0),
-        found.get("image_std", conversion.IMAGENET_STD) if normal else (1.0, 1.0, 1.0),
-    )
+def published_size(width: int) -> int:
+    """Shorter side of pictures, pixels, of the published YOLOS of a width, or of most."""
+    published = conversion.PUBLISHED.get(width)
+    return published.size if published else 800
 
 
-def _label_map(config: Mapping[str, Any], options: Options) -> LabelMap:
-    by_slot = {int(slot): str(name) for slot, name in (config.get("id2label") or {}).items()}
-    # transformers leaves id2label out where it is LABEL_0, LABEL_1: its default of two classes.
-    num_classes = len(by_slot) or int(config.get("num_labels", 2))
-    if sorted(by_slot) != list(range(len(by_slot))):
-        raise ValueError(
-            f"config.json: id2label has the slots {sorted(by_slot)}, expected 0, 1, ..."
+def to_folder(converted: Converted) -> tuple[Tensors, dict[str, Any], dict[str, Any]]:
+    """Tensors, config.json and preprocessor_config.json of transformers; warns of odd sizes.
+
+    Raises:
+      ValueError: two position tables of different grids, which transformers cannot say.
+    """
+    model, preprocess_config = converted.model, converted.preprocess
+    config = config_of(model) | hf_folder.labels_of_map(converted.label_map)
+    longest, patch = preprocess_config["max_size"], model["patch_size"]
+    if longest and longest % patch == 0:
+        print(
+            f"WARNING: max_size {longest} is a multiple of the patch size {patch}. The processor "
+            "of transformers rounds sizes differently: about half of the pictures that it binds "
+            f"come out one patch apart. --max_size {longest + patch // 2} avoids it."
         )
-    generic = all(re.fullmatch(r"LABEL_\d+", name) for name in by_slot.values())
-    if options.labels is not None or generic:
-        return conversion.label_map_of(num_classes, options)
-    ids = config.get(_CATEGORY_IDS) or range(num_classes)
-    return LabelMap(tuple(int(i) for i in ids), tuple(by_slot[i] for i in range(num_classes)))
+    tensors = from_original(names.from_params(converted.params, model))
+    return tensors, config, hf_folder.preprocessor_of(preprocess_config, "YolosImageProcessor")
 
 
-def config_of(model: Mapping[str, Any], label_map: LabelMap) -> dict[str, Any]:
-    """The keys of ``config.model`` -> config.json.
+def config_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ``config.model`` -> config.json without the labels.
 
     Raises:
       ValueError: two position tables of different grids, which transformers cannot say.
@@ -228,7 +207,7 @@ def config_of(model: Mapping[str, Any], label_map: LabelMap) -> dict[str, Any]:
             f"transformers' YOLOS has one size for all position tables; these have grids {grid} "
             f"and {mid}. --to=yolos keeps both."
         )
-    config = {
+    return {
         "architectures": ["YolosForObjectDetection"],
         "model_type": "yolos",
         "hidden_size": model["width"],
@@ -245,31 +224,6 @@ def config_of(model: Mapping[str, Any], label_map: LabelMap) -> dict[str, Any]:
         "qkv_bias": True,
         "num_detection_tokens": model["num_queries"],
         "use_mid_position_embeddings": bool(mid),
-        "id2label": {str(slot): name for slot, name in enumerate(label_map.names)},
-        "label2id": {name: slot for slot, name in enumerate(label_map.names)},
-    }
-    if label_map.category_ids != tuple(range(label_map.num_classes)):
-        config[_CATEGORY_IDS] = list(label_map.category_ids)
-    return config
-
-
-def preprocessor_of(preprocess_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``config.preprocess`` -> preprocessor_config.json."""
-    return {
-        "image_processor_type": "YolosImageProcessor",
-        "do_resize": True,
-        "size": {
-            "shortest_edge": preprocess_config["size"],
-            "longest_edge": preprocess_config["max_size"],
-        },
-        "resample": 2,  # bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess_config["mean"]),
-        "image_std": list(preprocess_config["std"]),
-        "do_pad": True,
-        "format": "coco_detection",
     }
 
 

@@ -13,11 +13,14 @@ Both directions only move numbers, so a round trip is equal to the last bit.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from yolos_jax.convert.places import Place, gather, scatter
 
 Array = np.ndarray
 Tensors = dict[str, Array]
@@ -136,14 +139,11 @@ def to_params(
     Raises:
       ValueError: naming every tensor that is missing, surplus or of another shape.
     """
-    check(tensors, expected_shapes(model, num_classes), where)
-    tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-    flat = {path: _to_ours(tensors[name], path) for name, path in REST.items()}
-    for name, path in BLOCK.items():
-        layers = [tensors[f"backbone.blocks.{i}.{name}"] for i in range(model["depth"])]
-        flat[f"backbone/blocks/{path}"] = np.stack([_to_ours(layer, path) for layer in layers])
+    shapes = expected_shapes(model, num_classes)
+    check(tensors, shapes, where)
+    flat = gather(tensors, _places(shapes), _to_ours)
     for name, path, key in _tables(model):
-        table = tensors[name].squeeze(0 if name == POSITION else 1)
+        table = np.asarray(tensors[name], np.float32).squeeze(0 if name == POSITION else 1)
         cls, grid, det = np.split(table, [1, table.shape[-2] - model["num_queries"]], axis=-2)
         flat[f"{path}/cls"], flat[f"{path}/det"] = cls, det
         flat[f"{path}/grid"] = grid.reshape(
@@ -155,19 +155,27 @@ def to_params(
 def from_params(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tensors:
     """Our parameters -> original layout, float32, in the order of the original state dict."""
     flat = {path: np.asarray(array, np.float32) for path, array in flatten(params).items()}
-    patch = model["patch_size"]
-    tensors = {name: _to_theirs(flat[path], path, patch) for name, path in REST.items()}
-    for name, path in BLOCK.items():
-        for i, layer in enumerate(flat[f"backbone/blocks/{path}"]):
-            tensors[f"backbone.blocks.{i}.{name}"] = _to_theirs(layer, path, patch)
+    shapes = expected_shapes(model, flat["class_head/layers_2/bias"].shape[0] - 1)
+    turn = functools.partial(_to_theirs, patch_size=model["patch_size"])
+    tensors = scatter(flat, _places(shapes), turn)
     for name, path, _ in _tables(model):
         grid = flat[f"{path}/grid"]
         grid = grid.reshape(*grid.shape[:-3], -1, grid.shape[-1])
         table = np.concatenate([flat[f"{path}/cls"], grid, flat[f"{path}/det"]], axis=-2)
         tensors[name] = table[None] if name == POSITION else table[:, None]
-    shapes = expected_shapes(model, flat["class_head/layers_2/bias"].shape[0] - 1)
     check(tensors, shapes, "the checkpoint")
     return {name: np.ascontiguousarray(tensors[name]) for name in shapes}
+
+
+def _places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Where everything but the position tables goes."""
+    places = {}
+    for name, shape in shapes.items():
+        if name not in (POSITION, MID_POSITION):
+            stacked = name.startswith("backbone.blocks.")
+            layer = int(name.split(".")[2]) if stacked else None
+            places[name] = Place(shape, (our_path(name),), layer)
+    return places
 
 
 def _tables(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:

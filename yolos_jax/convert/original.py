@@ -88,6 +88,19 @@ def infer_model(source: Source, options: Options) -> tuple[dict, int]:
     return model, last[0] - 1
 
 
+def original_args(converted: Converted) -> dict:
+    """What the original's code looks for beside its tensors: its command line."""
+    model = converted.model
+    patch = model["patch_size"]
+    mid = [side * patch for side in model["mid_position_grid"]]
+    return {
+        "init_pe_size": [side * patch for side in model["position_grid"]],
+        "mid_pe_size": mid or None,
+        "det_token_num": model["num_queries"],
+        "eval_size": converted.preprocess["size"],
+    }
+
+
 def shapes_of(source: Source, layout: str):
     """A function from a tensor's name to its shape whose error names the file."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yolos_jax.convert import backbones, huggingface, names, original, vit_layouts
+from yolos_jax.convert import backbones, huggingface, names, original, reference_detr, vit_layouts
 from yolos_jax.convert.conversion import Converted
 from yolos_jax.convert.read import Source
 
@@ -29,10 +29,15 @@ def run(converted: Converted, source: Source, pixels: np.ndarray) -> Stages:
       pixels: float32 [B, H, W, 3], normalised.
 
     Returns:
-      ``embed``, ``block 0`` ... and ``norm`` [B, T, D] with tokens in the order class, detection,
-      patches; ``logits`` [B, Q, K + 1]; ``boxes`` [B, Q, 4].
+      Of a YOLOS ``embed``, ``block 0`` ... and ``norm`` [B, T, D] with tokens in the order class,
+      detection, patches; of a DETR what ``reference_detr.run`` says; of both ``logits``
+      [B, Q, K + 1] and ``boxes`` [B, Q, 4].
     """
     images = np.ascontiguousarray(np.asarray(pixels, np.float32).transpose(0, 3, 1, 2))
+    return _RUNNERS[converted.model["name"]](converted, source, images)
+
+
+def _run_yolos(converted: Converted, source: Source, images: np.ndarray) -> Stages:
     if huggingface.recognises(source.tensors):
         if importlib.util.find_spec("transformers") is not None:
             return _run_transformers(source, images)
@@ -44,6 +49,9 @@ def run(converted: Converted, source: Source, pixels: np.ndarray) -> Stages:
     else:
         tensors = _start(converted, source)
     return forward(tensors, converted.model, images)
+
+
+_RUNNERS = {"yolos": _run_yolos, "detr": reference_detr.run}
 
 
 def forward(

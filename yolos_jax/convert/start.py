@@ -1,8 +1,8 @@
 """What a run starts from: the parameters of any checkpoint of ours, made to fit its model.
 
-A pre-trained transformer gets new detection tokens and heads; a detector keeps everything, except
-that its class head is made anew when the classes differ. Whatever changes is said; whatever does
-not fit is an error.
+A pre-trained transformer gets new detection tokens and heads, a pre-trained ResNet all that a DETR
+has beside it; a detector keeps everything, except that its class head is made anew when the classes
+differ. Whatever changes is said; whatever does not fit is an error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,30 @@ from yolos_jax.convert.names import flatten, unflatten
 from yolos_jax.models import position
 from yolos_jax.models.build import Model
 
-# The last layer is what belongs to the classes; the two before it serve any.
-_CLASS_LAYER = "class_head/layers_2/"
+# The last layer is what belongs to the classes; the two before it, of a YOLOS, serve any.
+_CLASS_LAYER = ("class_head/layers_2/", "class_head/kernel", "class_head/bias")
 _PER_QUERY = (
     "backbone/det_tokens",
     "backbone/position/det",
     "backbone/mid_position/det",
+    "query_embed",
 )
+# Keys of config.model by the name of the model, and the parameters that mean something else, or are
+# others, under another value.
+_FIXED = {
+    "yolos": {"heads": "backbone/blocks/", "patch_size": "backbone/patch_embed/"},
+    "detr": {
+        "heads": "encoder/",
+        "blocks": "backbone/",
+        "pre_norm": "encoder/",
+        "position": "encoder/",
+    },
+}
+# Likewise, but the parameters serve.
+_NOTED = {
+    "yolos": {"layer_norm_eps": "backbone/blocks/"},
+    "detr": {"layer_norm_eps": "encoder/", "dilation": "encoder/"},
+}
 _GRIDS = ("backbone/position/grid", "backbone/mid_position/grid")
 _MID = "backbone/mid_position/"
 
@@ -53,35 +70,19 @@ def initial_params(
     Raises:
       ValueError: naming every parameter that is missing, surplus or of another shape.
     """
-    fresh = flatten(draw(model, rng))
     given = flatten(params)
-    notes = _differences(model, metadata)
+    notes = _differences(model, metadata, given)
+    fresh = flatten(draw(model, rng))
     reason = _other_classes(model, metadata, label_map)
     never_trained = set(metadata.get("new", ()))
     fitted, wrong = {}, []
     for path, new in fresh.items():
-        old = given.get(path)
-        if path in never_trained:
-            fitted[path] = new
-            notes.append(f"new: {path}: {_shape(new)} (the checkpoint's is random too)")
-        elif reason and path.startswith(_CLASS_LAYER):
-            fitted[path] = new
-            notes.append(f"NEW CLASS HEAD: {path} {_shape(new)}: {reason}")
-        elif old is None and path.startswith(_MID):
-            fitted[path] = new
-            notes.append(f"new: {path} {_shape(new)}: the checkpoint has no mid position tables")
-        elif old is None:
-            wrong.append(f"missing: {path} {_shape(new)}")
-        elif np.shape(old) == new.shape:
-            fitted[path] = np.asarray(old, np.float32)
-        elif path in _GRIDS and _same_but_grid(old, new):
-            fitted[path] = resize_grid(old, new.shape[-3:-1])
-            notes.append(f"resized: {path} {_shape(old)} -> {_shape(new)}, bicubic")
-        elif path in _PER_QUERY and np.shape(old)[-1] == new.shape[-1]:
-            fitted[path] = new
-            notes.append(f"new: {path} {_shape(new)}: the checkpoint has {_shape(old)}")
+        array, note = _fit(path, new, given, never_trained, reason)
+        if array is None:
+            wrong.append(note)
         else:
-            wrong.append(f"{path} has shape {_shape(old)}, the run's model {_shape(new)}")
+            fitted[path] = array
+            notes += [note] if note else []
     surplus = given.keys() - fresh.keys() - never_trained
     wrong += [f"not in the run's model: {path}" for path in sorted(surplus)]
     if wrong:
@@ -91,6 +92,44 @@ def initial_params(
     kept = len(fresh) - sum(note.startswith(("new", "NEW", "resized")) for note in notes)
     head = f"start: {metadata.get('source', 'a checkpoint')}: {kept} of {len(fresh)} kept as is"
     return unflatten(fitted), "\n  ".join([head, *notes])
+
+
+def _fit(
+    path: str, new: np.ndarray, given: Mapping[str, Any], never_trained: set[str], reason: str
+) -> tuple[np.ndarray | None, str]:
+    """One parameter of the run's model.
+
+    Args:
+      path: its path.
+      new: drawn at random.
+      given: the checkpoint's, by path.
+      never_trained: paths of those that are random in the checkpoint too.
+      reason: why the class head is to be new; '' if it is not.
+
+    Returns:
+      The parameter and what to say of it ('': kept as it is), or None and what is wrong.
+    """
+    old, shape = given.get(path), _shape(new)
+    if path in never_trained:
+        return new, f"new: {path}: {shape} (the checkpoint's is random too)"
+    if reason and path.startswith(_CLASS_LAYER):
+        return new, f"NEW CLASS HEAD: {path} {shape}: {reason}"
+    if old is None and path.startswith(_MID):
+        return new, f"new: {path} {shape}: the checkpoint has no mid position tables"
+    if old is None and never_trained:
+        part = path.split("/")[0] + "/"
+        if not any(other.startswith(part) for other in given.keys() - never_trained):
+            return new, f"new: {path} {shape}: nothing of {part} is trained in the checkpoint"
+    if old is None:
+        return None, f"missing: {path} {shape}"
+    if np.shape(old) == new.shape:
+        return np.asarray(old, np.float32), ""
+    if path in _GRIDS and _same_but_grid(old, new):
+        resized = resize_grid(old, new.shape[-3:-1])
+        return resized, f"resized: {path} {_shape(old)} -> {shape}, bicubic"
+    if path in _PER_QUERY and np.shape(old)[-1] == new.shape[-1]:
+        return new, f"new: {path} {shape}: the checkpoint has {_shape(old)}"
+    return None, f"{path} has shape {_shape(old)}, the run's model {shape}"
 
 
 def draw(model: Model, rng: jax.Array) -> dict:
@@ -128,19 +167,37 @@ def _resize(tables: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jax.vmap(lambda table: position.resize(table, row_weights, col_weights))(tables)
 
 
-def _differences(model: Model, metadata: Mapping[str, Any]) -> list[str]:
-    """What no shape tells: the settings in which a model of the same parameters differs."""
-    stored, notes, wrong = metadata.get("model", {}), [], []
-    for key in ("name", "heads", "patch_size", "layer_norm_eps"):
-        ours = "yolos" if key == "name" else getattr(model.config, key)
-        theirs = stored.get(key, ours)
-        if theirs == ours:
-            continue
-        line = f"model.{key} is {ours}, the checkpoint's is {theirs}"
-        (notes if key == "layer_norm_eps" else wrong).append(line)
+def _differences(model: Model, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What no shape tells, or too many: the settings in which a model of like parameters differs.
+
+    Raises:
+      ValueError: naming both values of each that does not fit.
+    """
+    stored = metadata.get("model", {})
+    name = stored.get("name", model.name)
+    if name != model.name:
+        raise ValueError(
+            f"the checkpoint does not fit the run's model: model.name is {model.name!r}, the "
+            f"checkpoint's is {name!r}"
+        )
+    trained = given.keys() - set(metadata.get("new", ()))
+
+    def differing(keys: Mapping[str, str]) -> list[str]:
+        lines = []
+        for key, prefix in keys.items():
+            theirs = stored if key in stored else stored.get(name, {})
+            path, ours = f"{'' if key in stored else f'{name}.'}{key}", getattr(model.config, key)
+            value = theirs.get(key, ours)
+            value = tuple(value) if isinstance(value, list) else value
+            if value != ours and any(parameter.startswith(prefix) for parameter in trained):
+                both = (f"{x}{_resnet(x) if key == 'blocks' else ''}" for x in (ours, value))
+                lines.append("model.{} is {}, the checkpoint's is {}".format(path, *both))
+        return lines
+
+    wrong = differing(_FIXED[name])
     if wrong:
         raise ValueError("the checkpoint does not fit the run's model: " + "; ".join(wrong))
-    return notes
+    return differing(_NOTED[name])
 
 
 def _other_classes(
@@ -157,6 +214,11 @@ def _other_classes(
     others = [f"slot {slot} {a!r} -> {b!r}" for slot, (a, b) in enumerate(pairs) if a != b]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return f"other classes: {', '.join(others[:3])}{more}" if others else ""
+
+
+def _resnet(blocks: tuple[int, ...]) -> str:
+    """What a ResNet of so many bottlenecks is called, by its layers."""
+    return f" (ResNet-{3 * sum(blocks) + 2})"
 
 
 def _same_but_grid(old: Any, new: np.ndarray) -> bool:

@@ -5,20 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from yolos_jax import checkpoint
-from yolos_jax.convert import backbones, conversion, huggingface, names, original, read, vit_layouts
+from yolos_jax.convert import (
+    backbones,
+    conversion,
+    detr,
+    detr_huggingface,
+    huggingface,
+    names,
+    original,
+    read,
+    resnets,
+    systems,
+    vit_layouts,
+)
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
 from yolos_jax.labels import LabelMap
 
-# In this order: a YOLOS has a vision transformer's tensors too.
+# In this order: a YOLOS has a vision transformer's tensors too, a segmentation model a detector's.
 _LAYOUTS = (
+    (detr.has_masks, detr.refuse_masks),
     (original.recognises, original.convert),
     (huggingface.recognises, huggingface.convert),
+    (detr.recognises, detr.convert),
+    (detr_huggingface.recognises, detr_huggingface.convert),
+    (resnets.recognises, resnets.convert),
     (vit_layouts.recognises, backbones.convert),
 )
 _KNOWN = (
-    "the original YOLOS, transformers' YOLOS, DeiT, ViT in the layouts of timm, transformers and "
-    "google-research (.npz), checkpoints of this project"
+    "the original YOLOS and DETR, transformers' YOLOS and DETR, DeiT, ViT in the layouts of timm, "
+    "transformers and google-research (.npz), ResNet in the layouts of torchvision, timm and "
+    "transformers, checkpoints of this project"
 )
 
 
@@ -66,13 +83,14 @@ def from_ours(path: str | Path, options: Options) -> Converted:
       ValueError: flags say otherwise of the model than the checkpoint.
     """
     params, metadata = checkpoint.load_params(path)
-    model = conversion.model_config(**metadata["model"])
-    conversion.refuse_contradictions(model, options, str(path))
+    system = systems.system_of(metadata["model"])
+    model = system.model_config(**metadata["model"])
+    system.refuse_contradictions(model, options, str(path))
     label_map = LabelMap.from_json(metadata["label_map"])
     if options.labels is not None:
         label_map = conversion.label_map_of(label_map.num_classes, options)
     return Converted(
-        kind="YOLOS of this project",
+        kind=f"{system.title} of this project",
         params=params,
         model=model,
         label_map=label_map,

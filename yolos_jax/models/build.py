@@ -51,8 +51,10 @@ class Model(NamedTuple):
     num_classes: int  # K; logits have one more, for no-object.
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
-    name = property(lambda self: "yolos", doc="``config.model.name``.")
-    unit = property(lambda self: self.config.patch_size, doc="Sides of pictures: multiples of it.")
+    @property
+    def name(self) -> str:
+        """``config.model.name``."""
+        return "yolos"
 
     @property
     def layout(self) -> Sequences:

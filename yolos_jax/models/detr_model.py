@@ -62,8 +62,10 @@ class DetrModel(NamedTuple):
     num_classes: int  # K; logits have one more, for no-object.
     mesh: Mesh | None = None  # devices that batches are sharded over, all axes; None: one.
 
-    name = property(lambda self: "detr", doc="``config.model.name``.")
-    unit = property(lambda self: 1, doc="Sides of pictures, in pixels, are multiples of it.")
+    @property
+    def name(self) -> str:
+        """``config.model.name``."""
+        return "detr"
 
     @property
     def layout(self) -> Canvases:
