@@ -68,6 +68,7 @@ def measure(
                 "theirs": lambda: peer_forward(pixels[0]),
             },
             rounds,
+            pause=timing.PAUSE,
         )
     yield {
         "model": model,

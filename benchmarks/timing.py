@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+# Torch's OpenMP threads go on spinning for a while when their work is done: what runs next on the
+# same cores would run beside them.
+PAUSE = 0.3
 AHEAD = 2  # runs that a device has not finished when the next one is started
 
 
 def interleaved(
-    tasks: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    tasks: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, pause: float = 0.0
 ) -> dict[str, list[float]]:
     """Runs every task in every round.
 
@@ -24,6 +27,7 @@ def interleaved(
       tasks: by name; each returns when its work is done, on the device too.
       rounds: that are timed; the order within a round alternates.
       warmup: rounds before them.
+      pause: seconds before each task; PAUSE where another library's threads ran before it.
 
     Returns:
       Seconds of every round by task.
@@ -32,6 +36,7 @@ def interleaved(
     for number in range(warmup + rounds):
         order = list(tasks) if number % 2 else list(reversed(tasks))
         for name in order:
+            time.sleep(pause)
             started = time.perf_counter()
             tasks[name]()
             if number >= warmup:

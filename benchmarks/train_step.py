@@ -69,7 +69,9 @@ def measure(
         ):
             ratio = float(mine) / float(other)
             difference = max(difference, checks.same(f"{what} {number}", ratio, 1.0, most=MOST))
-    seconds = timing.interleaved({"ours": our_step, "theirs": lambda: peer(pixels, labels)}, rounds)
+    seconds = timing.interleaved(
+        {"ours": our_step, "theirs": lambda: peer(pixels, labels)}, rounds, pause=timing.PAUSE
+    )
     yield {
         "model": model,
         "size": f"{height}x{width}",

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.tiny import CLASSES, make_config, mesh_of
-from yolos_jax.models import attention
+from yolos_jax.models import attention, head_attention
 from yolos_jax.models.build import build_model
 
 BATCH, TOKENS, HEADS, WIDTH = 2, 300, 2, 11
@@ -24,6 +24,13 @@ def interpreted(monkeypatch):
     """The TPU kernel runs in the interpreter."""
     kernel = functools.partial(attention._splash, interpret=True)
     monkeypatch.setattr(attention, "_splash", kernel)
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    """Three of a hundred queries, the last not full, in the backends that know chunks."""
+    for module in (attention, head_attention):
+        monkeypatch.setattr(module, "_CHUNK", 128)
 
 
 def draw(*shape):

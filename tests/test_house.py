@@ -31,6 +31,7 @@ ORDER = [
     ["data.rows"],
     ["data.pipeline"],
     ["data.shapes"],
+    ["models.head_attention"],
     ["models.attention", "models.position"],
     ["models.masked_attention", "models.detr_position", "models.relu"],
     ["models.vit"],

@@ -5,7 +5,7 @@ keys. What a padding token gets is finite and means nothing.
 
     stock    the textbook form: short sequences
     chunked  queries in chunks, recomputed in the backward pass: accelerators without a fused kernel
-    heads    the same, one head at a time: the CPU, whose caches then hold what it works on
+    heads    one head at a time, head_attention.py: the CPU
     cudnn    fused, GPU, bfloat16
     splash   fused, TPU, bfloat16
     auto     the one of these that fits platform, type and length
@@ -23,6 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh, PartitionSpec
 
+from yolos_jax.models import head_attention
+
 Array = jax.Array
 
 BACKENDS = ("auto", "stock", "chunked", "heads", "cudnn", "splash")
@@ -30,6 +32,7 @@ _SHORT = 256  # tokens; up to here the textbook form is the fastest everywhere
 _CHUNK = 256  # queries
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SAVED = "attention_out"
+_heads = head_attention.make(_SAVED)
 
 
 def attention(
@@ -57,7 +60,9 @@ def attention(
         return attend(q, k, v, lengths)
     if backend == "cudnn":
         return _cudnn(q, k, v, lengths)
-    function = {"stock": _attend, "chunked": _chunked, "heads": _one_head_at_a_time}[backend]
+    if backend == "heads":
+        return _swap(_heads(_swap(q), _swap(k), _swap(v), lengths))
+    function = {"stock": _attend, "chunked": _chunked}[backend]
     out = _swap(function(_swap(q), _swap(k), _swap(v), lengths))
     return checkpoint_name(out, _SAVED)
 
@@ -148,12 +153,6 @@ def _chunked(q: Array, k: Array, v: Array, lengths: Array) -> Array:
     chunks = q.reshape(batch, heads, count, size, width).transpose(2, 0, 1, 3, 4)
     out = jax.lax.map(jax.checkpoint(lambda chunk: _attend(chunk, k, v, lengths)), chunks)
     return out.transpose(1, 2, 0, 3, 4).reshape(batch, heads, -1, width)[:, :, :tokens]
-
-
-def _one_head_at_a_time(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-    q, k, v = (x.swapaxes(0, 1)[:, :, None] for x in (q, k, v))
-    out = jax.lax.map(lambda head: _chunked(*head, lengths), (q, k, v))
-    return out[:, :, 0].swapaxes(0, 1)
 
 
 def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
