@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks import isolated, jpegs, reference_loader, report, timing
 from yolos_jax.data import augment, pipeline, rows
 from yolos_jax.data import plan as plan_lib
-from yolos_jax.data.image import patchify, unpatchify
 from yolos_jax.data.index import Index, load_coco
+from yolos_jax.data.patches import patchify, unpatchify
 from yolos_jax.data.tensorflow_import import tf
 
 RECIPES = {"800": "yolos_s", "ti": "yolos_ti"}

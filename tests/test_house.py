@@ -15,7 +15,7 @@ PACKAGE = ROOT / "yolos_jax"
 ORDER = [
     ["boxes", "labels", "batch", "health", "hlo"],
     ["watchdog", "cluster", "preemption", "parameter_groups"],
-    ["data.sizes", "data.files"],
+    ["data.sizes", "data.files", "data.patches"],
     ["data.image"],
     ["data.problems", "data.coco", "data.shards"],
     ["data.clean"],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from yolos_jax.data import image
+from yolos_jax.data import patches as patches_lib
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -114,7 +115,7 @@ def test_what_cannot_be_decoded_is_named(tmp_path):
 
 def test_patches_by_hand():
     picture = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    patches = image.patchify(picture, 2)
+    patches = patches_lib.patchify(picture, 2)
     assert patches.shape == (2 * 3, 2 * 2 * 3) and patches.dtype == np.uint8
     # The second patch of the first row: y, x, channel; the last row and column are left out.
     np.testing.assert_array_equal(patches[1], picture[0:2, 2:4].reshape(-1))
@@ -125,9 +126,9 @@ def test_patches_by_hand():
 def test_patches_there_and_back(height, width, patch_size):
     picture = np.random.default_rng(height * 41 + width).integers(0, 256, (height, width, 3))
     rows, cols = height // patch_size, width // patch_size
-    patches = image.patchify(picture, patch_size)
+    patches = patches_lib.patchify(picture, patch_size)
     padded = np.concatenate([patches, np.zeros((2, patches.shape[1]), patches.dtype)])
-    back = image.unpatchify(padded, (rows, cols), patch_size)
+    back = patches_lib.unpatchify(padded, (rows, cols), patch_size)
     np.testing.assert_array_equal(back, picture[: rows * patch_size, : cols * patch_size])
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from yolos_jax.data import augment, pipeline, shapes
 from yolos_jax.data import image as image_lib
+from yolos_jax.data import patches as patches_lib
 from yolos_jax.data.augment import EvalRecipe, Recipe
 from yolos_jax.data.index import load_coco
 from yolos_jax.data.plan import choose_buckets, make_eval_plan, make_plan
@@ -200,7 +201,7 @@ def test_crops_are_those_of_the_reference_resampled_once(tmp_path):
     (host_batch,) = host_batches(index, plan, workers=2)
     kinds = set()
     for i, row in enumerate(plan.rows[0]):
-        ours = image_lib.unpatchify(host_batch.batch.patches[i], host_batch.batch.grid[i], 8)
+        ours = patches_lib.unpatchify(host_batch.batch.patches[i], host_batch.batch.grid[i], 8)
         difference = np.abs(ours - reference_pixels(index, TRAIN, draws, row))
         cropped = tuple(draws.rect[row, 2:]) != (index.heights[row], index.widths[row])
         if not cropped:

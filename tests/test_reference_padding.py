@@ -14,6 +14,7 @@ from configs import shapes
 from yolos_jax import mesh
 from yolos_jax.batch import Batch, HostBatch, Targets, normalise
 from yolos_jax.data import image, index, plan
+from yolos_jax.data import patches as patches_lib
 from yolos_jax.data.layout import Sequences
 from yolos_jax.labels import LabelMap
 from yolos_jax.losses import postprocess
@@ -170,7 +171,7 @@ def directly(pictures, model, params, image_ids):
     for picture in normalised:
         padded = np.zeros((height, width, 3), np.float32)
         padded[: picture.shape[0], : picture.shape[1]] = picture
-        patches.append(image.patchify(padded, 8))
+        patches.append(patches_lib.patchify(padded, 8))
     grid = np.array([[height // 8, width // 8]] * len(rows), np.int32)
     batch = Batch(np.stack(patches), grid, np.ones(len(rows), bool))
     bounds = (height // 8, width // 8)

@@ -20,6 +20,7 @@ from yolos_jax.convert import read, reference, systems, weights
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
 from yolos_jax.data import image as image_lib
+from yolos_jax.data import patches as patches_lib
 from yolos_jax.models.build import layout_of
 
 TOLERANCE = 1e-4  # of logits and boxes, both sides in float32 at the highest precision
@@ -98,7 +99,7 @@ def pixels_of(picture: str | np.ndarray, preprocess: Mapping[str, Any], patch: i
     image = picture if isinstance(picture, np.ndarray) else image_lib.decode(picture)
     patches, grid = image_lib.preprocess(image, preprocess, patch)
     normalised = batch.normalise(patches, preprocess["mean"], preprocess["std"])
-    return image_lib.unpatchify(normalised, grid, patch)[None]
+    return patches_lib.unpatchify(normalised, grid, patch)[None]
 
 
 def unit_of(converted: Converted) -> int:

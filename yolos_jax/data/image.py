@@ -1,4 +1,4 @@
-"""Decode, orient, resize, cut into patches: the reference that predict uses. Pillow, no tensorflow.
+"""Decode, orient, resize: the reference that predict uses. Pillow, no tensorflow.
 
 Resizing is Pillow's bilinear on 8 bits, what the original trains and evaluates with.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from yolos_jax.data import files, sizes
+from yolos_jax.data.patches import patchify
 
 ORIENTATION_TAG = 0x0112
 # What turns a picture stored with EXIF orientation 2..8 upright.
@@ -126,39 +127,6 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         raise ValueError(f"cannot resize a picture to {height}x{width} pixels (height x width)")
     picture = Image.fromarray(image)
     return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-
-
-def patchify(image: np.ndarray, patch_size: int) -> np.ndarray:
-    """Cuts a picture into square patches, row by row.
-
-    Args:
-      image: [height, width, 3]; pixels beyond the last whole patch are left out, as a convolution
-        with that stride leaves them.
-      patch_size: pixels.
-
-    Returns:
-      [rows * columns, P] of the same dtype, P = y, x, channel.
-    """
-    rows, cols = image.shape[0] // patch_size, image.shape[1] // patch_size
-    whole = image[: rows * patch_size, : cols * patch_size]
-    patches = whole.reshape(rows, patch_size, cols, patch_size, 3).transpose(0, 2, 1, 3, 4)
-    return patches.reshape(rows * cols, patch_size * patch_size * 3)
-
-
-def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch_size: int) -> np.ndarray:
-    """Puts patches back together.
-
-    Args:
-      patches: [N, P], N at least rows * columns; padding behind them is left out.
-      grid: rows and columns.
-      patch_size: pixels.
-
-    Returns:
-      [rows * patch_size, columns * patch_size, 3] of the same dtype.
-    """
-    rows, cols = (int(side) for side in grid)
-    image = patches[: rows * cols].reshape(rows, cols, patch_size, patch_size, 3)
-    return image.transpose(0, 2, 1, 3, 4).reshape(rows * patch_size, cols * patch_size, 3)
 
 
 def preprocess(

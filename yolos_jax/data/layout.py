@@ -14,7 +14,7 @@ from yolos_jax.batch import Array, Batch, Bucket, Canvas, CanvasBucket
 from yolos_jax.data.augment import EvalRecipe, Recipe
 from yolos_jax.data.buckets import choose_buckets
 from yolos_jax.data.canvases import choose_canvases
-from yolos_jax.data.image import patchify
+from yolos_jax.data.patches import patchify
 
 if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
     from yolos_jax.data.index import Index

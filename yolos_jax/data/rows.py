@@ -15,6 +15,7 @@ from PIL import Image
 
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
+from yolos_jax.data import patches as patches_lib
 from yolos_jax.data.tensorflow_import import tf
 
 
@@ -93,7 +94,7 @@ def read_row_with_pillow(row: Row, patch_size: int, store: files.Store | None) -
             f"annotations say {row.stated[0]} x {row.stated[1]}"
         )
     pixels = resize_crop(pixels, row.crop, row.size)
-    return image_lib.patchify(pixels[:, ::-1] if row.flip else pixels, patch_size)
+    return patches_lib.patchify(pixels[:, ::-1] if row.flip else pixels, patch_size)
 
 
 def resize_crop(pixels: np.ndarray, crop: np.ndarray, size: np.ndarray) -> np.ndarray:
