@@ -26,14 +26,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app
 
 import train
+from tests import shared_programs
 from tests.processes import free_address
-from yolos_jax import checkpoint, checkpoint_files, evaluation, startup, step, trainer
+from yolos_jax import (
+    checkpoint,
+    checkpoint_files,
+    compilation,
+    evaluation,
+    startup,
+    step,
+    trainer,
+)
 from yolos_jax.data import pipeline
 
 PLACES = {
+    "joining": (jax.distributed, "initialize"),
     "starting": (startup, "build"),
     "restoring": (checkpoint.Checkpoints, "restore"),
     "compiling": (step.TrainStep, "__call__"),
@@ -49,15 +60,22 @@ class Group:
     """The processes of a run; all are killed on leaving. What process i prints is ``i.out``."""
 
     def __init__(
-        self, folder: Path, flags: Sequence[str], plans: Sequence[dict], *, devices: int = 1
+        self,
+        folder: Path,
+        flags: Sequence[str],
+        plans: Sequence[dict],
+        *,
+        devices: int = 1,
+        compile_once: bool = True,
     ):
         """Starts nothing yet.
 
         Args:
           folder: for what they print.
-          flags: of ``train.py``.
+          flags: of ``train.py``; programs are kept where ``compile.cache`` says.
           plans: one per process.
           devices: virtual CPU devices of each.
+          compile_once: what is not kept yet only process 0 compiles.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -72,7 +90,8 @@ class Group:
             own = [*flags]
             if len(plans) > 1:
                 own += [*meet, f"--config.mesh.process_id={number}"]
-            self.members.append(context.Process(target=run, args=(plan, own, str(out), devices)))
+            args = (plan, own, str(out), devices, compile_once)
+            self.members.append(context.Process(target=run, args=args))
 
     def __enter__(self) -> Group:
         for member in self.members:
@@ -98,12 +117,16 @@ class Group:
         return "\n".join(f"--- process {i} ---\n{text[-6000:]}" for i, text in enumerate(texts))
 
 
-def run(plan: dict, flags: list[str], out: str, devices: int) -> None:
+def run(plan: dict, flags: list[str], out: str, devices: int, compile_once: bool) -> None:
     """One process, from its first line to its last."""
     printed = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ.pop(compilation.VARIABLE, None)
+    shared_programs.share(waiting=compile_once)
+    # Whoever runs these tests and how: they are about what happens when, not about speed.
+    jax.config.update("jax_disable_most_optimizations", True)
     arm(plan)
     if "batches" in plan:
         note_batches(plan["batches"])

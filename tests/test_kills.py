@@ -23,6 +23,7 @@ STOP_SECONDS = 30  # from SIGTERM to the end
 # attempt that begins late comes there less often, and is not killed then.
 PLACES = {
     "anywhere": (1, 12.0),
+    "joining": (1, 0.5),
     "starting": (1, 0.5),
     "restoring": (1, 0.2),
     "compiling": (1, 2.0),
@@ -85,7 +86,7 @@ class Chain:
                 self.cache = self.folder / f"compiled {self.attempts}"
         flags = [*self.flags, f"--workdir={self.workdir}", f"--config.compile.cache={self.cache}"]
         folder = self.folder / "printed" / str(self.attempts)
-        with dying_train.Group(folder, flags, plans) as group:
+        with dying_train.Group(folder, flags, plans, compile_once=False) as group:
             first = group.members[kill.victim if kill else 0]
             first.join(small_run.PATIENCE)
             ended = time.monotonic()

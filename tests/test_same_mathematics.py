@@ -41,15 +41,22 @@ def test_one_process_with_four_devices(reference, variant, monkeypatch):
     assert_same(found, reference)
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Compiled like this it agrees with the reference, too; compiling is most of what it takes."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_several_processes(reference, processes, devices, tmp_path):
+def test_several_processes(reference, processes, devices, tmp_path, quick):
     meet = [str(tmp_path), free_address(), str(processes)]
     commands = [
         ["-m", "tests.mathematics", *meet, str(number), *mathematics.VARIANTS]
         for number in range(processes)
     ]
-    with Processes(commands, tmp_path, devices=devices) as group:
+    with Processes(commands, tmp_path, devices=devices, **quick) as group:
         assert group.wait(1200) == [0] * processes, group.printed()
     for variant in mathematics.VARIANTS:
         assert_same(dict(np.load(tmp_path / f"{variant}.npz")), reference)

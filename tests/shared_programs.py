@@ -1,0 +1,30 @@
+"""Has the processes of a test compile each program once: on CPUs jax has each compile all."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax._src import cache_key
+
+
+def share(*, waiting: bool = True) -> None:
+    """Call it in every process of a run before jax starts.
+
+    On CPUs the key under which jax keeps a program depends on the process (its topology's
+    fingerprint and its numbers of devices do), and only process 0 writes: the others never find
+    anything. Here it depends on the kinds of the devices alone, as on GPUs.
+
+    Args:
+      waiting: processes without a program wait for the one that process 0 compiles.
+    """
+    cache_key._hash_accelerator_config = cache_key._hash_devices
+    cache_key._hash_serialized_compile_options = functools.partial(_hash_options, HASH_OPTIONS)
+    jax.config.update("jax_share_binary_between_hosts", waiting)
+
+
+HASH_OPTIONS = cache_key._hash_serialized_compile_options
+
+
+def _hash_options(original, hash_obj, options, **unused):
+    original(hash_obj, options, strip_device_assignment=True)
