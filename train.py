@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from configs.common import CHANGEABLE_ON_RESUME
+from configs import common
 from yolos_jax import preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
@@ -105,14 +105,18 @@ def main(argv: list[str]) -> None:
         summary = trainer.train(
             _CONFIG.value,
             _WORKDIR.value,
-            changeable_on_resume=CHANGEABLE_ON_RESUME,
+            changeable_on_resume=common.CHANGEABLE_ON_RESUME,
+            defaults=common.get_config().to_dict(),
             preemption=asked,
         )
     except preemption.Stopped as reason:
         print(f"train.py: {reason}, before the first step; nothing to save", file=sys.stderr)
         return
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         launch.fail(f"train.py: {error}")
+    except OSError as error:
+        # A thread that was writing a checkpoint may never end: it is not waited for.
+        launch.end(f"train.py: {error}")
     if launch.is_first():
         print(json.dumps(summary))
 

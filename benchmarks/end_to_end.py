@@ -64,7 +64,7 @@ def measure(config: Any, workdir: str, seconds: float) -> dict[str, Any]:
     """
     summary = trainer.train(config, workdir)
     first, last, run_seconds = _timed_steps(Path(summary["metrics"]), config.batch_size)
-    run, _ = startup.prepare(config, workdir, ())
+    run, _ = startup.prepare(config, workdir, (), {})
     plans = [run.train_plan(epoch) for epoch in range(config.epochs)]
     numbers = np.concatenate([plan.bucket for plan in plans])[first:last].tolist()
     each = {}

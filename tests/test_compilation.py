@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +135,7 @@ def test_the_environment_has_the_last_word(tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_a_damaged_program_is_compiled_again(tmp_path, own_cache):
+def test_a_program_that_was_cut_off_is_compiled_again(tmp_path, own_cache, heard, capsys):
     compilation.keep_programs("kept", tmp_path)
 
     def f(x):
@@ -141,10 +143,36 @@ def test_a_damaged_program_is_compiled_again(tmp_path, own_cache):
 
     x = np.eye(3, dtype=np.float32)
     expected = np.asarray(jax.jit(f)(x))
-    files = [path for path in (tmp_path / "kept").iterdir() if path.is_file()]
-    assert files
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    whole = {path: path.read_bytes() for path in (tmp_path / "kept").glob("*-cache")}
+    (name,) = [path for path in whole if path.name.startswith("jit_f-")]
+    name.write_bytes(whole[name][: len(whole[name]) // 2])
     jax.clear_caches()
     with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
         np.testing.assert_array_equal(jax.jit(f)(x), expected)
+    assert len(name.read_bytes()) < len(whole[name])  # jax leaves it as it is
+    # The next start removes it and nothing else; then it is compiled once more, and found again.
+    compilation.keep_programs("kept", tmp_path)
+    assert not name.exists() and all(path.exists() for path in whole.keys() - {name})
+    assert (
+        capsys.readouterr().err == f"{name}: a program that was not written to its end; removed\n"
+    )
+    for found in (0, 1):
+        jax.clear_caches()
+        heard.clear()
+        np.testing.assert_array_equal(jax.jit(f)(x), expected)
+        assert heard.count(FOUND) == found and name.exists()
+    compilation.keep_programs("kept", tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_programs_that_were_looked_at_are_not_read_again(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(compilation, "_whole", lambda path: read.append(path.name) or True)
+    long_ago = time.time() - 2 * compilation.CLOCKS_DIFFER
+    for name in ("a-cache", "b-cache"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    compilation.remove_cut_off(tmp_path)
+    (tmp_path / "c-cache").touch()
+    compilation.remove_cut_off(tmp_path)
+    assert sorted(read) == ["a-cache", "b-cache", "c-cache"]

@@ -37,10 +37,15 @@ def test_too_many_unreadable_pictures_stop_and_are_named(tmp_path):
 
 def test_validation_has_the_same_limit(tmp_path):
     health = make(tmp_path)
-    health.note_unreadable(["v.jpg: missing"])
-    health.check_validation(1, 10)
-    with pytest.raises(ValueError, match=r"2 of 10 validation .*max_bad_fraction=0.1:\n  v.jpg"):
-        health.check_validation(2, 10)
+    said = ["v.jpg: missing", "w.jpg: missing"]
+    assert health.note_unreadable(said, training=False) == said
+    assert health.note_unreadable(["a.jpg: truncated"]) == ["a.jpg: truncated"]
+    assert not health.note_unreadable(said, training=False)  # the next evaluation finds the same
+    health.check_validation(1, 10, said[:1])
+    with pytest.raises(ValueError, match=r"2 of 10 validation .*=0.1:\n  v.*\n  w.jpg: missing$"):
+        health.check_validation(2, 10, said)
+    with pytest.raises(ValueError, match=r"there are:\n  a.jpg: truncated$"):
+        health.check(0, 80, range(8), step(images=8))
 
 
 def test_an_unreadable_picture_is_reported_once(tmp_path):

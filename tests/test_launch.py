@@ -85,6 +85,14 @@ def test_listening_begins_without_jax():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_an_end_waits_for_no_thread():
+    code = "import threading; from yolos_jax import launch\n"
+    code += "threading.Thread(target=threading.Event().wait).start(); launch.end('disk full')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, check=False, timeout=120, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"disk full\n")
+
+
 def test_a_process_on_its_own_does_nothing_at_start(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("it is alone")

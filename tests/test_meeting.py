@@ -186,7 +186,7 @@ def test_who_fails_or_dies_ends_the_others(end, why):
     meetings = meet(places(3))
     ended = {0: [], 2: []}
     for number, reasons in ended.items():
-        meetings[number].watch(lambda *said, to=reasons: to.append(said))
+        meetings[number].watch(lambda *said, to=reasons: to.append(said), pytest.fail)
     end(meetings[1])
     deadline = time.monotonic() + 10
     while not all(ended.values()) and time.monotonic() < deadline:
@@ -194,6 +194,19 @@ def test_who_fails_or_dies_ends_the_others(end, why):
     for reasons in ended.values():
         ((reason, killed),) = reasons
         assert re.fullmatch(why, reason) and killed == ("gone" in why)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_who_is_asked_to_stop_stops_the_others(asked):
+    meetings = meet(places(3))
+    stopped = {number: [] for number in range(3) if number != asked}
+    for number, reasons in stopped.items():
+        meetings[number].watch(pytest.fail, reasons.append)
+    meetings[asked].stop()
+    deadline = time.monotonic() + 10
+    while not all(stopped.values()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(why == [f"process {asked} was asked to stop"] for why in stopped.values())
 
 
 def test_process_0_goes_last():
@@ -217,7 +230,7 @@ def test_who_leaves_after_its_work_ends_nobody():
     meetings = meet(places(3))
     ended = []
     for meeting in meetings:
-        meeting.watch(lambda *said: ended.append(said))
+        meeting.watch(lambda *said: ended.append(said), ended.append)
     for meeting in (meetings[2], meetings[0], meetings[1]):
         meeting.leave()
     deadline = time.monotonic() + 10

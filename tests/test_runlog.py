@@ -91,15 +91,26 @@ def test_changed_configurations_are_named_with_both_values(tmp_path):
     config = common.get_config()
     config.log.every_steps = 7  # may change
     new = json.loads(config.to_json())
-    runlog.refuse_changes(old, new, common.CHANGEABLE_ON_RESUME, tmp_path)
+    runlog.refuse_changes(old, new, common.CHANGEABLE_ON_RESUME, tmp_path, {})
     config.optimizer.lr = 0.5
     config.augment.scales = (64, 96)
     new = json.loads(config.to_json())
     del old["loss"]["eos_coef"]
     with pytest.raises(ValueError) as error:
-        runlog.refuse_changes(old, new, common.CHANGEABLE_ON_RESUME, tmp_path)
+        runlog.refuse_changes(old, new, common.CHANGEABLE_ON_RESUME, tmp_path, {})
     message = str(error.value)
     assert f"optimizer.lr: was {old['optimizer']['lr']}, is 0.5" in message
     assert "augment.scales: was [480, 496" in message and "is [64, 96]" in message
     assert "loss.eos_coef: was (no such key), is 0.1" in message
     assert "every_steps" not in message and str(tmp_path) in message
+
+
+def test_a_run_may_have_been_begun_before_there_was_a_key(tmp_path):
+    config = common.get_config()
+    old, new = (json.loads(config.to_json()) for _ in range(2))
+    del old["model"]["scan"], old["model"]["detr"], old["loss"]["eos_coef"]
+    defaults = common.get_config().to_dict()
+    runlog.refuse_changes(old, new, (), tmp_path, defaults)
+    new["loss"]["eos_coef"] = 0.2
+    with pytest.raises(ValueError, match=r"\n  loss\.eos_coef: was 0\.1, is 0\.2$"):
+        runlog.refuse_changes(old, new, (), tmp_path, defaults)

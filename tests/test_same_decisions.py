@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -16,17 +17,29 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))
 
 
-def run(folder, cache, **changes):
+def run(folder, cache, plans=({}, {}), **changes):
     """Two processes on pictures of their own; returns exit codes and what each printed."""
     noted = folder / "batches" / "attempt"
     noted.mkdir(parents=True, exist_ok=True)
-    plans = [{"batches": str(noted / f"{i}.jsonl")} for i in range(2)]
+    plans = [plan | {"batches": str(noted / f"{i}.jsonl")} for i, plan in enumerate(plans)]
     changes |= {"compile.cache": cache}
     flags = small_run.flags(folder / "pictures", folder / "run", **changes)
     with dying_train.Group(folder / "printed", flags, plans) as group:
         codes = group.wait(small_run.PATIENCE)
         assert None not in codes, group.printed()
         return codes, [out.read_text() for out in group.outputs]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_before_jax_listens(tmp_path, cache, asked):
+    small_run.write_pictures(tmp_path / "pictures")
+    plans = [{}, {}]
+    plans[asked] = {"place": "joining", "seconds": 0, "signal": signal.SIGTERM}
+    codes, printed = run(tmp_path, cache, plans)
+    assert codes == [0, 0], printed
+    assert "asked to stop, before the first step; nothing to save" in printed[asked]
+    assert f"process {asked} was asked to stop, before the first step" in printed[1 - asked]
+    assert not (tmp_path / "run").exists()
 
 
 def error(printed: str) -> str:

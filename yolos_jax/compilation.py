@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src.compilation_cache import decompress_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from yolos_jax.predict_step import PredictStep
@@ -17,14 +20,17 @@ from yolos_jax.programs import Program, bytes_of_shards
 from yolos_jax.step import TrainStep
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+CHECKED = "checked"  # a file that is as old as the last look at all others
+CLOCKS_DIFFER = 600  # seconds, at most, between hosts and file servers
 
 
 def keep_programs(folder: str, workdir: Path) -> None:
     """Has jax keep compiled programs in a folder, where the next start finds them.
 
     A folder that cannot be used costs a warning, and compiling again. Several processes share it:
-    jax writes from the first of them only. Where the environment variable
-    ``JAX_COMPILATION_CACHE_DIR`` names a folder, that one is used.
+    jax writes from the first of them only (on CPUs, where a program's key depends on the process,
+    only that one finds it again, too). What a kill cut off while it was written is removed.
+    Where the environment variable ``JAX_COMPILATION_CACHE_DIR`` names a folder, that one is used.
 
     Args:
       folder: ``config.compile.cache``: seen from the work directory, or absolute; '': none.
@@ -45,11 +51,44 @@ def keep_programs(folder: str, workdir: Path) -> None:
                 stacklevel=2,
             )
             path = None
+    if path is not None and jax.process_index() == 0:
+        remove_cut_off(path)
     jax.config.update("jax_compilation_cache_dir", path and str(path))
     # The small ones too: there are many of them in a start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # Of an earlier run in this process; or "no cache", which jax concludes from a first program.
     compilation_cache.reset_cache()
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Removes programs that are not whole: jax would warn of them, and keep them, for ever.
+
+    Args:
+      folder: where jax keeps programs. Those that an earlier call has looked at are left alone.
+    """
+    checked, now = folder / CHECKED, time.time()
+    try:
+        since = checked.stat().st_mtime - CLOCKS_DIFFER if checked.exists() else 0
+        for path in folder.glob("*-cache"):
+            if path.stat().st_mtime >= since and not _whole(path):
+                path.unlink(missing_ok=True)
+                print(
+                    f"{path}: a program that was not written to its end; removed", file=sys.stderr
+                )
+        checked.touch()
+        os.utime(checked, (now, now))
+    except OSError as error:
+        warnings.warn(f"compiled programs in {folder} were not looked at: {error}", stacklevel=3)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        decompress_executable(path.read_bytes())
+    except OSError:
+        raise
+    except Exception:  # Of the library that jax found to compress with.
+        return False
+    return True
 
 
 def compile_ahead(train_step: TrainStep, predict_step: PredictStep, params: Any) -> Iterator[str]:

@@ -50,7 +50,8 @@ class Health:
         self.writes = writes
         self.skipped_file = workdir / "skipped_steps.jsonl"
         self.unreadable_file = workdir / "unreadable.txt"
-        self.messages: list[str] = []  # why pictures could not be read, each once
+        self.messages: list[str] = []  # why training pictures could not be read, each once
+        self._told: set[str] = set()  # of all splits
         self.on_file = set(_lines(self.unreadable_file)) if writes else set()
         if writes and self.skipped_file.exists():
             kept = [line for line in _lines(self.skipped_file) if _step_of(line) < first_step]
@@ -60,20 +61,32 @@ class Health:
         """What to go on from when the run is resumed."""
         return {name: getattr(self, name) for name in COUNTED}
 
-    def note_unreadable(self, messages: Sequence[str]) -> list[str]:
-        """Records why pictures could not be read; returns what is new."""
-        new = [message for message in dict.fromkeys(messages) if message not in self.messages]
-        self.messages += new
+    def note_unreadable(self, messages: Sequence[str], *, training: bool = True) -> list[str]:
+        """Records why pictures, of training or of validation, could not be read.
+
+        Returns:
+          What is new.
+        """
+        new = [message for message in dict.fromkeys(messages) if message not in self._told]
+        self._told.update(new)
+        if training:
+            self.messages += [text for text in dict.fromkeys(messages) if text not in self.messages]
         self._append(self.unreadable_file, [text for text in new if text not in self.on_file])
         return new
 
-    def check_validation(self, unreadable: int, images: int) -> None:
-        """Raises ValueError when too many pictures of the validation split could not be read."""
+    def check_validation(self, unreadable: int, images: int, messages: Sequence[str]) -> None:
+        """Raises ValueError when too many pictures of the validation split could not be read.
+
+        Args:
+          unreadable: of this evaluation.
+          images: of the split.
+          messages: why they could not be read.
+        """
         if unreadable > self.max_bad_fraction * images:
             raise ValueError(
                 f"{unreadable} of {images} validation pictures could not be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction}:\n  "
-                + "\n  ".join(self.messages[-unreadable:][:SHOWN])
+                + "\n  ".join(messages[:SHOWN])
             )
 
     def check(

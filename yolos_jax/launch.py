@@ -20,7 +20,7 @@ from yolos_jax import agreement, cluster, waiting
 from yolos_jax.meeting import Meeting
 from yolos_jax.preemption import Preemption, Stopped
 
-__all__ = ["Preemption", "Stopped", "end", "fail", "initialise", "is_first"]
+__all__ = ["Preemption", "Stopped", "end", "fail", "initialise", "is_first", "stop"]
 
 OWN_REASON_SECONDS = 2  # for every process to report itself what ends all of them
 
@@ -51,11 +51,12 @@ def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | N
         meeting.agree(agreement.facts(settings), agreement.differences)
         if folder is not None:
             _share_folder(meeting, folder)
+        together = _Together(meeting)
+        sys.excepthook = together.report
     except Stopped:
         meeting.stop()
         raise
-    together = _Together(meeting)
-    meeting.watch(together.end)
+    meeting.watch(together.end, together.stopped)
     # Between processes the CPU needs to be told how to talk; accelerators do not look at it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -68,7 +69,6 @@ def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | N
     )
     # After jax, which waits at exit until all processes are there: so this is run first.
     atexit.register(meeting.leave)
-    sys.excepthook = together.report
 
 
 def _share_folder(meeting: Meeting, folder: Path) -> None:
@@ -131,10 +131,39 @@ class _Together:
             self.meeting.outlast(2 * OWN_REASON_SECONDS)
         _exit()
 
+    def stop(self, why: str) -> None:
+        """Ends this process, which was asked to stop, and through the meeting all others."""
+        self._reporting.acquire()  # Where another was faster, its word ends this one.
+        self.meeting.stop()
+        self._leave(why)
+
+    def stopped(self, why: str) -> None:
+        """Ends this process because another one was asked to stop."""
+        if self._reporting.acquire(blocking=False):
+            self._leave(why)
+
+    def _leave(self, why: str) -> None:
+        # At once: at exit jax would wait for processes that are leaving likewise.
+        _tell(f"{why}, before the first step; nothing to save")
+        if not self.meeting.place.number:
+            self.meeting.outlast(2 * OWN_REASON_SECONDS)
+        _exit(0)
+
+
+def stop(why: str) -> None:
+    """Ends all of several processes that have nothing to save yet; one on its own it lets go on.
+
+    Args:
+      why: for people: who was asked to stop.
+    """
+    together = _together()
+    if together is not None:
+        together.stop(why)
+
 
 def fail(message: str) -> None:
     """Ends the program with a message; one of several processes does not wait for the others."""
-    if isinstance(getattr(sys.excepthook, "__self__", None), _Together):
+    if _together() is not None:
         end(message)
     sys.exit(message)
 
@@ -142,8 +171,8 @@ def fail(message: str) -> None:
 def end(message: str) -> None:
     """Ends the program with a message, from any thread, without waiting for anything."""
     _tell(message)
-    together = getattr(sys.excepthook, "__self__", None)
-    if isinstance(together, _Together):
+    together = _together()
+    if together is not None:
         together.fail(message)
     _exit()
 
@@ -153,10 +182,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def _exit() -> None:
+def _together() -> _Together | None:
+    together = getattr(sys.excepthook, "__self__", None)
+    return together if isinstance(together, _Together) else None
+
+
+def _exit(code: int = 1) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def _tell(text: str) -> None:

@@ -140,15 +140,16 @@ class Meeting:
                     if gone:
                         selector.unregister(key.fileobj)
 
-    def watch(self, end: Callable[[str, bool], None]) -> None:
-        """From now on notices, in a thread, who fails or dies; then the run is over.
+    def watch(self, end: Callable[[str, bool], None], stop: Callable[[str], None]) -> None:
+        """From now on notices, in a thread, who fails, dies or stops; then the run is over.
 
         Args:
           end: ends this process; is told why, and whether one was killed (else it said so).
+          stop: ends this process before its first step; is told who was asked to stop.
         """
-        threading.Thread(target=self._watch, args=(end,), name="meeting", daemon=True).start()
+        threading.Thread(target=self._watch, args=(end, stop), name="meeting", daemon=True).start()
 
-    def _watch(self, end: Callable[[str, bool], None]) -> None:
+    def _watch(self, end: Callable[[str, bool], None], stop: Callable[[str], None]) -> None:
         with selectors.DefaultSelector() as selector:
             for number, line in self._lines.items():
                 selector.register(line.socket, selectors.EVENT_READ, number)
@@ -161,6 +162,11 @@ class Meeting:
                     if message.get("bye"):
                         selector.unregister(key.fileobj)
                         continue
+                    if "stopped" in message:
+                        if self.place.number == 0:
+                            self._tell_all(**message)
+                        stop(message["stopped"])
+                        return
                     why = message.get("failed", f"{self._names[key.data]} is gone")
                     killed = "failed" not in message or message.get("killed", False)
                     if self.place.number == 0:

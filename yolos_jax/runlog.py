@@ -124,7 +124,11 @@ class RunLog:
 
 
 def refuse_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], changeable: Iterable[str], workdir: Path
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    changeable: Iterable[str],
+    workdir: Path,
+    defaults: Mapping[str, Any],
 ) -> None:
     """Compares the configuration of a run with the one it was begun with.
 
@@ -133,11 +137,12 @@ def refuse_changes(
       new: likewise, of the command that resumes it.
       changeable: dotted keys that may differ.
       workdir: of the run, for the message.
+      defaults: nested likewise: what keys count as that there were not yet when it was begun.
 
     Raises:
       ValueError: naming every key that differs and may not, with both values.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(defaults) | _flat(old), _flat(new)
     lines = [
         f"{key}: was {before.get(key, _ABSENT)}, is {after.get(key, _ABSENT)}"
         for key in sorted((before.keys() | after.keys()) - set(changeable))

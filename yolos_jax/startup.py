@@ -139,7 +139,10 @@ class Run:
 
 
 def prepare(
-    config: ConfigDict, workdir: str, changeable_on_resume: Sequence[str]
+    config: ConfigDict,
+    workdir: str,
+    changeable_on_resume: Sequence[str],
+    defaults: Mapping[str, Any],
 ) -> tuple[Run, Progress]:
     """Builds a run from its configuration, restores it if it was begun, and prints what it is.
 
@@ -158,7 +161,7 @@ def prepare(
     settings.check(config)
     if begun is not None:
         runlog.refuse_changes(
-            begun["config"], json.loads(config.to_json()), changeable_on_resume, folder
+            begun["config"], json.loads(config.to_json()), changeable_on_resume, folder, defaults
         )
 
     run = build(config, folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ def train(
     workdir: str,
     *,
     changeable_on_resume: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
     preemption: launch.Preemption | None = None,
 ) -> dict:
     """Trains from the configuration, or goes on from the last checkpoint in the work directory.
@@ -33,6 +35,7 @@ def train(
       config: as ``configs/common.py`` describes.
       workdir: folder of the run; made when missing.
       changeable_on_resume: keys that may differ from those of the run that is resumed.
+      defaults: what keys count as that there were not yet when that one was begun; None: nothing.
       preemption: listens already; None: somebody who does until the run ends.
 
     Returns:
@@ -47,8 +50,12 @@ def train(
     """
     listening = contextlib.nullcontext(preemption) if preemption else launch.Preemption()
     with listening as preemption:
-        run, progress = startup.prepare(config, workdir, changeable_on_resume)
-        preemption.ready()
+        try:
+            run, progress = startup.prepare(config, workdir, changeable_on_resume, defaults or {})
+            preemption.ready()
+        except launch.Stopped as reason:
+            launch.stop(str(reason))
+            raise
         log = runlog.RunLog(
             run.workdir,
             step=progress.step,
@@ -185,10 +192,12 @@ class Trainer:
             step, metrics, lr=self.run.schedule(step), epoch=step / self.run.steps_per_epoch
         )
 
-    def name_unreadable(self, messages: Sequence[str]) -> None:
+    def name_unreadable(self, messages: Sequence[str], *, training: bool = True) -> list[str]:
         """Collects from all processes why pictures could not be read; each must call it."""
-        for message in self.health.note_unreadable(mesh.gather_texts(messages)):
+        said = mesh.gather_texts(messages)
+        for message in self.health.note_unreadable(said, training=training):
             self.log.say(f"not read: {message}")
+        return said
 
     def evaluate(self) -> bool:
         """Scores the validation split; returns whether it was finished (False: asked to stop)."""
@@ -209,8 +218,8 @@ class Trainer:
         except StopRequested:
             return False
         if result.unreadable:
-            self.name_unreadable(result.messages)
-        self.health.check_validation(len(result.unreadable), len(run.data.val))
+            said = self.name_unreadable(result.messages, training=False)
+            self.health.check_validation(len(result.unreadable), len(run.data.val), said)
         progress.evaluated = progress.step
         progress.evaluation = result.metrics
         self.results = result.results
