@@ -26,7 +26,7 @@ def measure(recipe_name: str, images: int, window: int) -> list[dict]:
     recipe = Recipe.from_config(config, config.model.patch_size)
     canvas = (recipe.max_size // recipe.multiple) ** 2
     found = []
-    for count in (8, 16):
+    for count in sorted({8, config.buckets.count, 16}):
         buckets = choose_buckets(
             index, recipe, count, config.buckets.multiple, 1 + config.model.num_queries
         )
