@@ -30,12 +30,14 @@ def picture(height, width, seed=0):
 
 
 def test_a_picture_is_predicted_on_its_canvas(loaded):
-    """Against the model itself; not resized, for its shorter side is 50, nor padded."""
+    """Against the model itself: not resized (its shorter side is 50), the canvas 64 x 96."""
     image = picture(50, 75)
-    pixels = (image[None] / np.float32(255) - 0.5) / 0.25
-    canvas = Canvas(pixels, np.array([[50, 75]], np.int32), np.ones(1, bool))
+    canvas = Canvas(
+        np.zeros((1, 64, 96, 3), np.float32), np.array([[50, 75]], np.int32), np.ones(1, bool)
+    )
+    canvas.pixels[0, :50, :75] = (image / np.float32(255) - 0.5) / 0.25
     with jax.default_matmul_precision("highest"):
-        outputs, _ = detector._forward(loaded.model, loaded.params, canvas, (50, 75), True)
+        outputs, _ = detector._forward(loaded.model, loaded.params, canvas, (64, 96), True)
     logits, boxes = (np.asarray(array[-1, 0], np.float64) for array in outputs)
     exponent = np.exp(logits - logits.max(-1, keepdims=True))
     scores = (exponent / exponent.sum(-1, keepdims=True))[:, :-1]
@@ -51,7 +53,7 @@ def test_a_picture_is_predicted_on_its_canvas(loaded):
 
 
 def test_outputs_see_the_whole_canvas(loaded):
-    pixels = np.random.default_rng(0).normal(size=(1, 50, 75, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
     found = loaded.outputs(pixels, capture=True)
     assert found.pred_logits.shape == (1, 5, 5) and found.pred_boxes.shape == (1, 5, 4)
     assert found.feature.shape == (1, 2, 3, 128) and found.real.all()
