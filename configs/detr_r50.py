@@ -24,8 +24,8 @@ def get_config():
 
     config.data.labels = "coco91"
     config.augment.scales = tuple(range(480, 801, 32))
-    # Shapes differ in two sides here, not in one length: more of them, and more pictures to choose
-    # from. 13 % of the pixels of an epoch are padding; 8 canvases, grouped within 64: 22 %.
+    # Pictures differ in two sides here, not in one length: more shapes, and more pictures to choose
+    # from. 13 % of the pixels of an epoch are padding; 22 % with 8 canvases.
     config.buckets.count = 20
     config.buckets.multiple = 32
     config.buckets.window = 256
