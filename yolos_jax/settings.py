@@ -51,8 +51,8 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
     stored_model = (metadata or {}).get("model", {})
     if metadata is not None and config.model.name != stored_model["name"]:
         raise ValueError(
-            f"model.name is {config.model.name!r}, but the checkpoint that the run starts from is "
-            f"a {stored_model['name']!r}"
+            f"model.name is {config.model.name!r}, but {config.init or 'the checkpoint'}, that the "
+            f"run starts from, is a {stored_model['name']!r}"
         )
     for section, keys in FROM_CHECKPOINT.items():
         for key in keys:
