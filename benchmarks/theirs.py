@@ -14,7 +14,7 @@ import torch
 from transformers import YolosConfig, YolosForObjectDetection
 from transformers.loss import loss_for_object_detection
 
-from yolos_jax.convert import huggingface, names
+from yolos_jax.convert import hf_folder, huggingface, names
 from yolos_jax.labels import LabelMap
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -27,7 +27,7 @@ def build(model: Mapping[str, Any], params: Mapping[str, Any]) -> YolosForObject
       model: the keys of ``config.model``; K is 91.
       params: ours, numpy.
     """
-    found = huggingface.config_of(model, LabelMap.coco91())
+    found = huggingface.config_of(model) | hf_folder.labels_of_map(LabelMap.coco91())
     config = YolosConfig(**found, attn_implementation="sdpa")
     theirs = YolosForObjectDetection(config)
     known = theirs.state_dict()

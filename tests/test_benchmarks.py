@@ -260,3 +260,16 @@ def test_the_command_line():
     assert listed.returncode == 0 and "two_programs" in listed.stdout
     refused = run("nonsense")
     assert refused.returncode == 2 and "unknown: nonsense; there are padding" in refused.stderr
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_comparison_agree(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.forward", "--quick", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "forward.json")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "forward.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["ti", "s"]
+    assert all(row["difference"] < 1e-4 and row["speedup"] > 0 for row in rows)
