@@ -1,7 +1,7 @@
 # make demo [SEED=n]   train, evaluate and draw on generated pictures; minutes on two CPU cores
 # make test            the fast tests
 # make test-all        the slow ones, too
-# make test-pods       runs of one and two processes stopped, killed and hung in every phase
+# make test-pods       of those: runs of one and two processes stopped and hung in every phase
 # make test-kills [SEED=n]  kills a run on two processes 20 times, anywhere, and compares its end
 # Each sets up what it needs in .venv, with the versions of constraints.txt.
 
@@ -22,13 +22,13 @@ demo: $(VENV)/train.stamp
 	@$(KEEP_MEMORY) $(PY) -m yolos_jax.demo --seed=$(SEED) --out=runs/demo-$(SEED)
 
 test: $(VENV)/test.stamp lint
-	$(PYTEST) -m "not slow and not pods"
+	$(PYTEST) -m "not slow and not kills"
 
 test-all: $(VENV)/test.stamp lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "not pods"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "not kills"
 
 test-pods: $(VENV)/test.stamp
-	$(PY) -m pytest -n 0 -m pods
+	$(PY) -m pytest -s -n 0 tests/test_stops.py
 
 test-kills: $(VENV)/test.stamp
 	KILLS=20 SEED=$(SEED) $(PY) -m pytest -s -n 0 tests/test_kills.py -k two_processes

@@ -6,7 +6,8 @@
 A plan is of one process: ``{"place": ..., "number": ..., "seconds": ..., "signal": ...}``: so many
 seconds after it reaches the place for that time, it sends itself the signal. ``"bytes"`` instead
 of the signal: from there on no file may grow beyond that many. ``"batches"`` names a file in which
-to note the images of every step. All are optional.
+to note the images of every step. ``"prolong"`` and ``"hang"`` have the arguments of those functions
+of ``slow_phase``, ``"watch_only"`` too; ``"flags"`` are this process' own. All are optional.
 
 Processes are forked from one that has imported everything: that is half of their start.
 """
@@ -30,7 +31,7 @@ import jax
 from absl import app
 
 import train
-from tests import shared_programs
+from tests import shared_programs, slow_phase
 from tests.processes import free_address
 from yolos_jax import (
     checkpoint,
@@ -43,6 +44,7 @@ from yolos_jax import (
 )
 from yolos_jax.data import pipeline
 
+PATIENCE = 1200  # seconds for a text, on a machine that does other things too
 PLACES = {
     "joining": (jax.distributed, "initialize"),
     "starting": (startup, "build"),
@@ -87,7 +89,7 @@ class Group:
         ]
         self.members = []
         for number, (plan, out) in enumerate(zip(plans, self.outputs, strict=True)):
-            own = [*flags]
+            own = [*flags, *plan.get("flags", ())]
             if len(plans) > 1:
                 own += [*meet, f"--config.mesh.process_id={number}"]
             args = (plan, own, str(out), devices, compile_once)
@@ -111,10 +113,27 @@ class Group:
             member.join(max(deadline - time.monotonic(), 0))
         return [member.exitcode for member in self.members]
 
+    def wait_for(self, member: int, text: str) -> None:
+        """Waits until a process has printed a text."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.output(member):
+            assert time.monotonic() < deadline, self.printed()
+            assert self.members[member].is_alive(), self.printed()
+            time.sleep(0.1)
+
+    def signal(self, number: int, member: int) -> None:
+        """Sends a signal to a process."""
+        os.kill(self.members[member].pid, number)
+
+    def output(self, member: int) -> str:
+        """What one process has printed so far."""
+        out = self.outputs[member]
+        return out.read_text(errors="replace") if out.exists() else ""
+
     def printed(self) -> str:
         """What all have printed, for messages."""
-        texts = [out.read_text(errors="replace") if out.exists() else "" for out in self.outputs]
-        return "\n".join(f"--- process {i} ---\n{text[-6000:]}" for i, text in enumerate(texts))
+        numbers = range(len(self.members))
+        return "\n".join(f"--- process {i} ---\n{self.output(i)[-6000:]}" for i in numbers)
 
 
 def run(plan: dict, flags: list[str], out: str, devices: int, compile_once: bool) -> None:
@@ -130,6 +149,9 @@ def run(plan: dict, flags: list[str], out: str, devices: int, compile_once: bool
     arm(plan)
     if "batches" in plan:
         note_batches(plan["batches"])
+    for name in ("prolong", "hang", "watch_only"):
+        if name in plan:
+            getattr(slow_phase, name)(*plan[name])
     sys.argv = ["train.py", *flags]
     try:
         app.run(train.main, flags_parser=train.parse_flags)

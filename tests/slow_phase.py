@@ -1,80 +1,87 @@
-"""``train.py`` with one phase that takes long and says when it begins.
-
-    python -m tests.slow_phase PHASE SECONDS [flags of train.py]
-
-Prints ``now PHASE`` each time it begins, then sleeps in it: a test can send a signal there.
-"""
+"""Phases of the trainer that take long and say when they begin: a test can do something there."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from absl import app
+from yolos_jax import checkpoint, evaluation, startup, step, visualize
+from yolos_jax.watchdog import Watchdog
 
-PHASES = ("preparing", "compiling", "reading", "evaluating", "scoring", "saving", "drawing")
+PHASES = {
+    "preparing": (startup, "build"),
+    "compiling": (step.TrainStep, "__call__"),
+    "reading": (startup.Run, "train_batches"),
+    "saving": (checkpoint.Checkpoints, "save"),
+    "evaluating": (startup.Run, "eval_batches"),
+    "scoring": (evaluation, "coco_metrics"),
+    "drawing": (visualize, "split_sheet"),
+}
+PATIENCE = 3600  # seconds
 
 
-def slow(function, phase, seconds):
-    """The function, which says so and sleeps before it does its work."""
+def prolong(phase: str, seconds: float) -> None:
+    """Makes a phase print ``now PHASE`` each time it begins, and take so many seconds more."""
 
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
+    def delay() -> None:
         print(f"now {phase}", flush=True)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:  # a sleep would end with the signal's handler
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:  # a sleep would end with the signal's handler
             time.sleep(0.05)
-        return function(*args, **kwargs)
 
-    return wrapper
+    _wrap(phase, delay)
 
 
-def slow_batches(function, phase, seconds):
-    """The generator function, each of whose items takes its time."""
+def hang(phase: str, until: Path) -> None:
+    """Makes a phase hang until somebody writes to a file that it is not done."""
 
-    def wrapper(*args, **kwargs):
-        with_delay = slow(next, phase, seconds)
-        batches = function(*args, **kwargs)
+    def delay() -> None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if until.exists() and f"{phase} is not done" in until.read_text():
+                time.sleep(1)  # time to be told again, by a watchdog that would
+                return
+            time.sleep(0.05)
+
+    _wrap(phase, delay)
+
+
+def watch_only(phase: str) -> None:
+    """Makes the watchdog look at one phase alone: others take as long as the machine lets them."""
+    watch = Watchdog.watch
+
+    def wrapper(self, now: str, **identity: Any) -> None:
+        self.configured = getattr(self, "configured", self.seconds)
+        self.seconds = self.configured if now == phase else PATIENCE
+        watch(self, now, **identity)
+
+    Watchdog.watch = wrapper
+
+
+def _wrap(phase: str, delay: Callable[[], None]) -> None:
+    owner, name = PHASES[phase]
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        delay()
+        return original(*args, **kwargs)
+
+    @functools.wraps(original)
+    def batches(*args, **kwargs):
+        found = original(*args, **kwargs)
         try:
             while True:
+                delay()
                 try:
-                    batch = with_delay(batches)
+                    batch = next(found)
                 except StopIteration:
                     return
                 yield batch
         finally:
-            batches.close()
+            found.close()
 
-    return wrapper
-
-
-def prolong(phase: str, seconds: float) -> None:
-    """Makes a phase of the trainer take longer."""
-    from yolos_jax import checkpoint, scoring, startup, step, visualize
-
-    owner, name = {
-        "preparing": (startup, "build"),
-        "compiling": (step.TrainStep, "__call__"),
-        "reading": (startup.Run, "train_batches"),
-        "evaluating": (startup.Run, "eval_batches"),
-        "scoring": (scoring, "coco_metrics"),
-        "saving": (checkpoint.Checkpoints, "save"),
-        "drawing": (visualize, "split_sheet"),
-    }[phase]
-    wrap = slow_batches if name.endswith("_batches") else slow
-    changed = wrap(getattr(owner, name), phase, seconds)
-    setattr(owner, name, changed)
-    if phase == "scoring":
-        from yolos_jax import evaluation
-
-        evaluation.coco_metrics = changed  # it was imported by its name
-
-
-if __name__ == "__main__":
-    _, phase, seconds, *flags = sys.argv
-    sys.argv = ["train.py", *flags]
-    import train
-
-    prolong(phase, float(seconds))
-    app.run(train.main, flags_parser=train.parse_flags)
+    setattr(owner, name, batches if name.endswith("_batches") else call)

@@ -157,6 +157,6 @@ def test_three_kills(pictures, tmp_path):
     endure(3, 1, tmp_path, pictures, places, epochs=2)
 
 
-@pytest.mark.pods
+@pytest.mark.kills
 def test_kills_on_two_processes(pictures, tmp_path):
     endure(KILLS, 2, tmp_path, pictures, PLACES)

@@ -1,4 +1,4 @@
-"""Real processes: who is missing, who differs, who dies, and who is asked to stop, and when."""
+"""Real processes: who is missing, who differs, and who starts in which cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import time
 
 import pytest
 
+from tests import dying_train
 from tests.processes import ROOT, Processes, free_address, train_commands
-from tests.slow_phase import PHASES
 from yolos_jax.data import shapes
 
 pytestmark = pytest.mark.slow
-STOP_SECONDS = 30  # from SIGTERM to the end of all processes, on a machine that is theirs
 
 
 def busy():
@@ -65,6 +64,13 @@ def run(commands, folder, environment, devices=2):
     return codes, group
 
 
+def forked(folder, *flags, second=()):
+    """Likewise, without starting Python and its libraries: processes that meet as they should."""
+    with dying_train.Group(folder, flags, [{}, {"flags": second}], devices=2) as group:
+        codes = group.wait(240 * busy())
+    return codes, group
+
+
 def test_a_missing_process_is_counted_on_all_that_came(tmp, tmp_path, environment):
     commands = train_commands(3, *flags(tmp, tmp_path / "run"), "--config.mesh.wait_seconds=10")
     started = time.monotonic()
@@ -88,10 +94,10 @@ def test_a_missing_process_is_counted_on_all_that_came(tmp, tmp_path, environmen
         (["--config.mesh.fsdp=3"], [], "mesh.fsdp is 3: it must divide the number of devices, 4"),
     ],
 )
-def test_what_does_not_fit_is_one_error_on_all(tmp, tmp_path, environment, both, second, message):
-    commands = train_commands(2, *flags(tmp, tmp_path / "run"), *both)
-    commands[1] += [text.format(tmp=tmp_path if "workdir" in text else tmp) for text in second]
-    codes, group = run(commands, tmp_path / "printed", environment)
+def test_what_does_not_fit_is_one_error_on_all(tmp, tmp_path, both, second, message):
+    other = [text.format(tmp=tmp_path if "workdir" in text else tmp) for text in second]
+    common = [*flags(tmp, tmp_path / "run"), *both]
+    codes, group = forked(tmp_path / "printed", *common, second=other)
     assert codes == [1, 1]
     for member in range(2):
         assert len(errors(group, member)) == 1, group.printed()
@@ -131,9 +137,8 @@ def test_a_shell_of_a_slurm_job_trains_alone(tmp, tmp_path, environment):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp, environment):
-    commands = train_commands(2, *flags(tmp, tmp / "finished"))
-    codes, group = run(commands, tmp / "printed", environment)
+def finished(tmp):
+    codes, group = forked(tmp / "printed", *flags(tmp, tmp / "finished"))
     assert codes == [0, 0], group.printed()
     assert json.loads(group.output(0).splitlines()[-1])["finished"]
     assert "finished" not in group.output(1)  # one process prints what all know
@@ -149,9 +154,8 @@ def finished(tmp, environment):
         ("--config.data.root={tmp}/other", "was begun with other pictures or annotations"),
     ],
 )
-def test_another_run_may_not_resume(finished, tmp, tmp_path, environment, change, message):
-    commands = train_commands(2, *flags(tmp, finished), change.format(tmp=tmp))
-    codes, group = run(commands, tmp_path, environment)
+def test_another_run_may_not_resume(finished, tmp, tmp_path, change, message):
+    codes, group = forked(tmp_path, *flags(tmp, finished), change.format(tmp=tmp))
     assert codes == [1, 1]
     for member in range(2):
         assert len(errors(group, member)) == 1, group.printed()
@@ -179,68 +183,12 @@ def test_two_processes_evaluate_as_one_and_print_once(finished, tmp, tmp_path, e
     assert all("split: 'val' on process 0, 'train' on" in group.output(i) for i in range(2))
 
 
-@pytest.mark.parametrize("member", [0, 1])
-def test_when_one_is_killed_the_other_says_so_and_goes(tmp, tmp_path, environment, member):
-    commands = train_commands(2, "reading", "1", *flags(tmp, tmp_path / "run"))
-    commands = [["-m", "tests.slow_phase", *command[1:]] for command in commands]
-    with Processes(commands, tmp_path / "printed", devices=1, **environment) as group:
-        wait_for(group, 0, "now reading")
-        group.signal(signal.SIGKILL, member)
-        started = time.monotonic()
-        codes = group.wait(60)
-        assert time.monotonic() - started < 15 * busy()
-        assert codes[1 - member] == 1
-        assert re.search(rf"this run is over: process {member} .*is gone", group.printed())
-
-
 def wait_for(group, member, text):
     deadline = time.monotonic() + 240 * busy()
     while text not in group.output(member):
         assert time.monotonic() < deadline, group.printed()
         assert group.members[member].poll() is None, group.printed()
         time.sleep(0.1)
-
-
-def stop_in(phase, commands, printed, environment, devices):
-    """Sends SIGTERM to the last process when the first is in a phase; all must exit with 0."""
-    commands = [["-m", "tests.slow_phase", phase, "3", *command[1:]] for command in commands]
-    with Processes(commands, printed, devices=devices, **environment) as group:
-        wait_for(group, 0, f"now {phase}")
-        group.signal(signal.SIGTERM, len(commands) - 1)
-        started = time.monotonic()
-        codes = group.wait(240 * busy())
-    assert codes == [0] * len(commands), group.printed()
-    assert time.monotonic() - started < STOP_SECONDS * busy()
-    return group
-
-
-@pytest.mark.pods
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_request_to_stop_saves_once_and_the_same_command_goes_on(
-    tmp, tmp_path, environment, phase, count
-):
-    workdir = tmp_path / "run"
-    more = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=9"]
-    commands = train_commands(count, *flags(tmp, workdir, *more))
-    group = stop_in(phase, commands, tmp_path / "stopped", environment, 1)
-    text = group.output(0)
-    stopped = re.findall(r"stopped at step (\d) of 3 as asked and saved", text)
-    before = sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
-    if phase == "preparing" and count == 1:
-        assert "asked to stop, before the first step; nothing to save" in text
-        assert not workdir.exists()
-    elif phase in ("scoring", "drawing"):  # After the last step: it is as quick to finish.
-        assert json.loads(text.splitlines()[-1])["finished"] and before == [1, 2, 3]
-    else:
-        assert len(stopped) == 1, text
-        assert before[-1] == int(stopped[0]) and "asked to stop, leaving at step" in text
-    again = train_commands(1, *flags(tmp, workdir, *more))
-    codes, group = run(again, tmp_path / "again", environment, devices=count)
-    assert codes == [0], group.printed()
-    assert json.loads(group.output(0).splitlines()[-1])["step"] == 3
-    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if line["kind"] == "train"] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("asked", [0, 1])
@@ -253,28 +201,6 @@ def test_a_request_to_stop_while_waiting_for_others_stops_all(tmp, tmp_path, env
     for member in range(2):
         assert "asked to stop, before the first step; nothing to save" in group.output(member)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.pods
-@pytest.mark.parametrize("leave", [True, False])
-def test_a_phase_that_hangs_is_written_down_and_the_run_ends_or_goes_on(
-    finished, tmp, tmp_path, environment, leave
-):
-    del finished  # what it compiled is in the cache: a first step takes seconds, not minutes
-    seconds = int(30 * busy())  # more than a step takes with all that it compiles
-    more = [f"--config.log.watchdog_seconds={seconds}", f"--config.log.watchdog_exit={leave}"]
-    commands = train_commands(2, *flags(tmp, tmp_path / "run", *more))
-    slow = [
-        ["-m", "tests.slow_phase", "saving", str(2 * seconds), *command[1:]] for command in commands
-    ]
-    codes, group = run([slow[0], commands[1]], tmp_path / "printed", environment)
-    assert codes == ([1, 1] if leave else [0, 0]), group.printed()
-    written = (tmp_path / "run" / "watchdog_0.txt").read_text()
-    assert f"saving is not done after {seconds} s: step 3" in written and "slow_phase.py" in written
-    assert written.count("saving is not done") == 1
-    for member in range(2) if leave else [0]:
-        assert f"is not done after {seconds} s" in group.output(member)
-    assert ("it went on after" in group.output(0)) == (not leave)
 
 
 def test_the_page_starts_two_processes_as_written(tmp_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import time
 import warnings
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import multihost
 
-from yolos_jax.batch import Batch, Bucket, Canvas
+from yolos_jax.batch import Batch, Bucket
+
+LONGEST_COMPILATION = 24 * 3600  # seconds that processes wait for each other
 
 
 class UnexpectedProgram(UserWarning):
@@ -37,6 +40,8 @@ class Programs:
     Nothing is compiled behind the back of whoever reads the counts: arguments that do not fit a
     program raise, where ``jax.jit`` would make another one.
     """
+
+    _numbers = itertools.count()  # of all programs of this process: names are to be used once
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, Hashable], Program] = {}
@@ -64,6 +69,8 @@ class Programs:
           shape: what distinguishes it from others of its kind.
           jitted: of ``jax.jit``.
           args: its arguments: static ones, and trees of ``jax.ShapeDtypeStruct`` with shardings.
+
+        Several processes must make the same ones in the same order, and wait for each other.
         """
         if (kind, shape) not in self._made:
             started = time.monotonic()
@@ -75,6 +82,11 @@ class Programs:
                 compiled.output_shardings,
             )
             program = Program(compiled, outputs, time.monotonic() - started)
+            # One that found it in its cache must not run it yet: on CPUs the first exchange of
+            # numbers gives the others half a minute (gloo), which they may need to compile.
+            multihost.get_barrier_sync_fn()(
+                key=f"program {next(self._numbers)}: {kind}", timeout_ms=LONGEST_COMPILATION * 1000
+            )
             self._made[kind, shape] = program
         return self._made[kind, shape]
 
@@ -97,10 +109,13 @@ def abstract_tree(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: abstract(x.shape, x.dtype, sharding), tree, shardings)
 
 
-def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch | Canvas:
-    """A batch of raw pictures as an argument of a program that is being made."""
-    batch = jax.eval_shape(lambda: bucket.empty(images, patch_size, jnp.zeros))
-    return jax.tree.map(lambda x: abstract(x.shape, x.dtype, rows), batch)
+def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
+    """A batch of raw patches as an argument of a program that is being made."""
+    return Batch(
+        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
+        grid=abstract((images, 2), np.int32, rows),
+        image_valid=abstract((images,), bool, rows),
+    )
 
 
 def bytes_of_shards(tree: Any) -> int:
