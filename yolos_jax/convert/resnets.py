@@ -106,9 +106,10 @@ def convert(source: Source, options: Options) -> Converted:
     )
     detr.refuse_contradictions(model, options, source.path)
     label_map = conversion.labels_of(options.labels) if options.labels else LabelMap.coco91()
-    fresh = start.draw(build_model(model, label_map.num_classes), jax.random.key(options.seed or 0))
-    shapes = {path: str(array.shape) for path, array in names.flatten(fresh).items()}
-    tensors = detr_names.from_params(fresh, model) | backbone.tensors
+    fresh = _rest(model, label_map.num_classes, options.seed or 0)
+    tensors = fresh | backbone.tensors
+    params = detr_names.to_params(tensors, model, label_map.num_classes, source.path)
+    shapes = {path: str(array.shape) for path, array in names.flatten(params).items()}
     new = tuple(path for path in shapes if not path.startswith("backbone/"))
     rows = [
         Row("loaded", theirs, str(backbone.tensors[name].shape))
@@ -119,7 +120,7 @@ def convert(source: Source, options: Options) -> Converted:
     size = detr.SIZE
     return Converted(
         kind=f"start from {backbone.kind}",
-        params=detr_names.to_params(tensors, model, label_map.num_classes, source.path),
+        params=params,
         model=model,
         label_map=label_map,
         preprocess=conversion.preprocess_of(
@@ -128,6 +129,18 @@ def convert(source: Source, options: Options) -> Converted:
         rows=tuple(rows),
         new=new,
     )
+
+
+def _rest(model: Mapping[str, Any], num_classes: int, seed: int) -> Tensors:
+    """Random tensors of everything but the backbone, in the original's names.
+
+    Drawn with a backbone of one block per stage: those of a ResNet-101 take long to compile, and
+    what is drawn for a parameter does not depend on the others.
+    """
+    small = {**model, "detr": {**model["detr"], "blocks": (1, 1, 1, 1)}}
+    fresh = start.draw(build_model(small, num_classes), jax.random.key(seed))
+    tensors = detr_names.from_params(fresh, small)
+    return {name: x for name, x in tensors.items() if not name.startswith(_BODY)}
 
 
 def backbone_of(source: Source) -> Backbone:
