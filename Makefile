@@ -11,7 +11,7 @@ SEED ?= 0
 # Test files that run side by side.
 JOBS ?= 2
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-pods test-kills lint clean
 

@@ -31,3 +31,9 @@ settings.load_profile("fast")
 def pytest_configure(config):
     # Here, not in pyproject.toml, which pytest reads before the environment above is set.
     config.addinivalue_line("filterwarnings", "error::yolos_jax.programs.UnexpectedProgram")
+
+
+def pytest_collection_modifyitems(items):
+    # Files with long tests first: what is left for the end is short, whichever process runs it.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
