@@ -10,7 +10,7 @@ import pytest
 from tests import convert_sources as sources
 from tests import tiny_detr
 from yolos_jax import checkpoint
-from yolos_jax.convert import export, names, resnets, start, weights
+from yolos_jax.convert import export, names, reference_detr, resnets, start, weights
 from yolos_jax.convert.conversion import Options
 from yolos_jax.labels import LabelMap
 
@@ -74,6 +74,18 @@ def test_a_resnet_of_torchvision(tmp_path):
     assert actions["encoder/layers/norm1/scale"] == actions["query_embed"] == "new"
     paths = set(names.flatten(found.params))
     assert set(found.new) == {path for path in paths if not path.startswith("backbone/")}
+
+
+def test_torch_runs_the_source_with_what_is_new(tmp_path):
+    """What --verify lays a start beside."""
+    path = save(tmp_path / "resnet.pth", torchvision())
+    found, source = weights.open_checkpoint(path, Options())
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 70)).astype(np.float32)
+    theirs = reference_detr.run(found, source, images)
+    ours = reference_detr.forward(state_of(found), found.model, images)
+    assert theirs.keys() == ours.keys() and np.ptp(theirs["logits"]) > 0.1
+    for name, stage in theirs.items():
+        np.testing.assert_array_equal(ours[name], stage, err_msg=name)
 
 
 def timm_folder(path, tensors):
