@@ -1,4 +1,4 @@
-"""A small DETR on the demo's shapes: from nothing, minutes on two CPU cores.
+"""A small DETR on the demo's shapes, from nothing, for two CPU cores.
 
     python -m yolos_jax.data.shapes runs/shapes
     python train.py --config=configs/detr_shapes.py --workdir=runs/detr_shapes \\
@@ -23,15 +23,15 @@ def get_config():
     config.model.remat = "none"
     config.model.detr.blocks = (1, 1, 1, 1)
     config.model.detr.stem_width = 8
-    config.model.detr.dilation = True  # 8 x 8 cells
+    config.model.detr.dilation = True  # 4 x 4 cells of 64 x 64 pixels
     config.model.detr.encoder_depth = 2
     config.model.detr.decoder_depth = 3
     config.model.detr.dropout = 0.0
 
-    config.preprocess.size = 128
-    config.preprocess.max_size = 128
-    config.augment.scales = (128,)
-    config.augment.max_size = 128
+    config.preprocess.size = 64
+    config.preprocess.max_size = 64
+    config.augment.scales = (64,)
+    config.augment.max_size = 64
     config.augment.crop = 0.0
     config.buckets.multiple = 1
 

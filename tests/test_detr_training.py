@@ -50,7 +50,7 @@ def make_config(setting: str):
 
 
 def load_batch(number: int) -> tuple[Canvas, Targets]:
-    """The canvas of a step; what is wider or higher than the original's is cut off again."""
+    """Pixels as sixty-fourths, and the targets of a step."""
     stored = {
         name.removeprefix(f"step{number}_"): values
         for name, values in golden().items()
