@@ -10,10 +10,11 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import multihost
 
-from yolos_jax.batch import Batch, Bucket
+from yolos_jax.batch import Batch, Bucket, Canvas
 
 LONGEST_COMPILATION = 24 * 3600  # seconds that processes wait for each other
 
@@ -109,13 +110,10 @@ def abstract_tree(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: abstract(x.shape, x.dtype, sharding), tree, shardings)
 
 
-def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch:
-    """A batch of raw patches as an argument of a program that is being made."""
-    return Batch(
-        patches=abstract((images, bucket.patches, 3 * patch_size**2), np.uint8, rows),
-        grid=abstract((images, 2), np.int32, rows),
-        image_valid=abstract((images,), bool, rows),
-    )
+def abstract_batch(bucket: Bucket, images: int, patch_size: int, rows: Any) -> Batch | Canvas:
+    """A batch of raw pictures as an argument of a program that is being made."""
+    batch = jax.eval_shape(lambda: bucket.empty(images, patch_size, jnp.zeros))
+    return jax.tree.map(lambda x: abstract(x.shape, x.dtype, rows), batch)
 
 
 def bytes_of_shards(tree: Any) -> int:
