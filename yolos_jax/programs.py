@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import multihost
 
 from yolos_jax.batch import Batch, Bucket, Canvas
 
@@ -83,13 +82,19 @@ class Programs:
                 compiled.output_shardings,
             )
             program = Program(compiled, outputs, time.monotonic() - started)
-            # One that found it in its cache must not run it yet: on CPUs the first exchange of
-            # numbers gives the others half a minute (gloo), which they may need to compile.
-            multihost.get_barrier_sync_fn()(
-                key=f"program {next(self._numbers)}: {kind}", timeout_ms=LONGEST_COMPILATION * 1000
-            )
+            if jax.process_count() > 1:
+                self._wait_for_others(kind)
             self._made[kind, shape] = program
         return self._made[kind, shape]
+
+    def _wait_for_others(self, kind: str) -> None:
+        # One that found it in its cache must not run it yet: on CPUs the first exchange of
+        # numbers gives the others half a minute (gloo), which they may need to compile.
+        from orbax.checkpoint import multihost  # a step on one device does without
+
+        multihost.get_barrier_sync_fn()(
+            key=f"program {next(self._numbers)}: {kind}", timeout_ms=LONGEST_COMPILATION * 1000
+        )
 
     def items(self) -> list[tuple[str, Hashable, Program]]:
         """Every program with its kind and shape, in the order they were made."""
