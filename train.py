@@ -110,8 +110,7 @@ def main(argv: list[str]) -> None:
             preemption=asked,
         )
     except preemption.Stopped as reason:
-        print(f"train.py: {reason}, before the first step; nothing to save", file=sys.stderr)
-        return
+        launch.leave(f"train.py: {reason}, before the first step; nothing to save")
     except ValueError as error:
         launch.fail(f"train.py: {error}")
     except OSError as error:
