@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     """Returns the defaults: YOLOS-S on COCO as published, on one accelerator or many."""
     config = ConfigDict()
     config.seed = 0  # of parameters, data order and augmentation
-    config.init = ""  # checkpoint to start from (a converted DeiT or YOLOS, or a run); '': random
+    config.init = ""  # checkpoint to start from (converted weights, or a run); '': random
     config.epochs = 150
     config.batch_size = 8  # images per optimiser step, over all hosts
     config.microbatches = 1  # the step's images go through the model in this many parts
@@ -47,7 +47,7 @@ def _model() -> ConfigDict:
     model.det_token_std = 0.02  # of the detection tokens, when not loaded
     model.layer_norm_eps = 1e-6  # 1e-12 in the weights on the Hugging Face hub
     model.dtype = "bfloat16"  # of matrix products; 'float32' or 'bfloat16'
-    model.attention = "auto"  # models/attention.py lists the backends
+    model.attention = "auto"  # of a YOLOS; models/attention.py lists the backends
     model.scan = True  # one compiled block, scanned; False: blocks unrolled
     model.remat = "default"  # what the forward pass keeps: 'none', 'default', 'full'
     model.detr = _detr()

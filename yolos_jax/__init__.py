@@ -1,4 +1,4 @@
-"""Set-prediction detectors (YOLOS, later DETR) in JAX: train on pods, bring PyTorch weights."""
+"""Set-prediction detectors (YOLOS, DETR) in JAX: train on pods, bring PyTorch weights."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from yolos_jax.batch import Batch, HostBatch, Targets
+from yolos_jax.batch import Batch, Canvas, HostBatch, Targets
 
 ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 # Smaller arrays are replicated: gathering one costs a message's latency and saves next to nothing.
@@ -140,7 +140,7 @@ def put_batch(arrays: Any, mesh: Mesh) -> Any:
 
 def put_microbatches(
     host_batch: HostBatch, mesh: Mesh, microbatches: int = 1
-) -> list[tuple[Batch, Targets]]:
+) -> list[tuple[Batch | Canvas, Targets]]:
     """Splits this process' rows of a step into microbatches and makes global arrays of each."""
     size = len(host_batch.batch.image_valid) // microbatches
 

@@ -21,7 +21,7 @@ import optax
 
 from yolos_jax import matching
 from yolos_jax import mesh as mesh_lib
-from yolos_jax.batch import Array, Batch, Bucket, Targets
+from yolos_jax.batch import Array, Batch, Bucket, Canvas, Targets
 from yolos_jax.passes import Forward, Microbatch, Passes
 from yolos_jax.programs import (
     Program,
@@ -93,7 +93,7 @@ class TrainStep:
     def __call__(
         self,
         state: TrainState,
-        microbatches: Sequence[tuple[Batch, Targets]],
+        microbatches: Sequence[tuple[Batch | Canvas, Targets]],
         bucket: Bucket,
         lr: float,
     ) -> tuple[TrainState, dict[str, Array]]:
