@@ -66,6 +66,14 @@ def test_a_checkpoint_of_the_other_model_is_refused(recipe, ours, theirs):
         settings.complete(recipe.get_config(), metadata)
 
 
+def test_an_open_key_that_the_checkpoint_lacks_is_refused():
+    config = finetune.get_config()
+    config.model.name = "detr"
+    metadata = METADATA | {"model": {key: DETR[key] for key in KEPT}}
+    with pytest.raises(ValueError, match=r"model.patch_size is 0.* runs/detr_r50 has none"):
+        settings.complete(config, metadata, "runs/detr_r50")
+
+
 def test_no_mid_tables_stays_no_mid_tables():
     config = shapes.get_config()
     assert settings.complete(config, METADATA).model.mid_position_grid == ()

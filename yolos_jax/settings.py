@@ -36,12 +36,15 @@ DETR_FROM_CHECKPOINT = (
 )
 
 
-def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDict:
+def complete(
+    config: ConfigDict, metadata: Mapping[str, Any] | None, source: str = "the checkpoint"
+) -> ConfigDict:
     """Returns a copy in which keys left at 0 (lists: at zeros) have the checkpoint's values.
 
     Args:
       config: a run's.
       metadata: of the checkpoint that the run starts from or goes on from; None without one.
+      source: what to call it.
 
     Raises:
       ValueError: a key is left open and no checkpoint says what it is, or the checkpoint is one of
@@ -51,8 +54,7 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
     stored_model = (metadata or {}).get("model", {})
     if metadata is not None and config.model.name != stored_model["name"]:
         raise ValueError(
-            f"model.name is {config.model.name!r}, but {config.init or 'the checkpoint'}, that the "
-            f"run starts from, is a {stored_model['name']!r}"
+            f"model.name is {config.model.name!r}, but {source} is a {stored_model['name']!r}"
         )
     for section, keys in FROM_CHECKPOINT.items():
         for key in keys:
@@ -64,6 +66,11 @@ def complete(config: ConfigDict, metadata: Mapping[str, Any] | None) -> ConfigDi
                 raise ValueError(
                     f"{section}.{key} is {value}, which means: as in the checkpoint that "
                     "--config.init names; but --config.init is empty"
+                )
+            if key not in metadata[section]:
+                raise ValueError(
+                    f"{section}.{key} is {value}, which means: as in the checkpoint; but {source} "
+                    f"has none, being a {stored_model['name']!r}"
                 )
             stored = metadata[section][key]
             config[section][key] = tuple(stored) if isinstance(value, tuple) else stored

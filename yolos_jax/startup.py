@@ -157,7 +157,8 @@ def prepare(
         checkpoints = open_checkpoints(config, folder)
         begun = checkpoints.metadata()
     initial = load_params(config.init) if config.init and begun is None else None
-    config = settings.complete(config, begun or (initial and initial[1]))
+    source = str(folder) if begun is not None else config.init
+    config = settings.complete(config, begun or (initial and initial[1]), source)
     settings.check(config)
     if begun is not None:
         runlog.refuse_changes(
