@@ -180,13 +180,19 @@ def to_folder(converted: Converted) -> tuple[Tensors, dict[str, Any], dict[str, 
     """Tensors, config.json and preprocessor_config.json of transformers.
 
     Raises:
-      ValueError: a pre-norm, or a dilated backbone that timm has no name for.
+      ValueError: a pre-norm, another LayerNorm epsilon than torch's, or a dilated backbone that
+        timm has no name for.
     """
     model = converted.model
     if model["detr"]["pre_norm"]:
         raise ValueError(
             "transformers' DETR has no pre-norm (its encoder has no last LayerNorm); --to=detr "
             "keeps it."
+        )
+    if model["layer_norm_eps"] != 1e-5:
+        raise ValueError(
+            "LayerNorms of transformers' DETR have epsilon 1e-05, these "
+            f"{model['layer_norm_eps']:g}; --to=detr keeps it."
         )
     config = config_of(model) | hf_folder.labels_of_map(converted.label_map)
     tensors = detr_names.from_params(converted.params, model)
