@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import ours, report, timing
 from yolos_jax import mesh as mesh_lib
 from yolos_jax import startup, trainer
-from yolos_jax.batch import Batch, Targets
+from yolos_jax.batch import Targets
 from yolos_jax.data import shapes
 from yolos_jax.step import StepShape
 
@@ -101,16 +101,16 @@ def _bare_seconds(train_step: Any, shape: StepShape, seconds: float) -> float:
     """Seconds of a step whose batch is on the device; pictures of noise fill the bucket."""
     random = np.random.default_rng(0)
     images, boxes = shape.batch_size // shape.microbatches, shape.max_boxes
-    side, bucket = train_step.model.config.patch_size, shape.bucket
-    rows = min(bucket.rows, bucket.patches // bucket.cols)
+    side, bucket = train_step.model.layout.patch_size, shape.bucket
+    grid = min(bucket.rows, bucket.patches // bucket.cols), bucket.cols
+    batch = bucket.empty(images, side)
+    for row in range(images):
+        cells = random.integers(0, 256, (grid[0] * grid[1], 3 * side**2), np.uint8)
+        batch.put(row, cells, grid)
     valid = np.zeros((images, boxes), bool)
     valid[:, : min(boxes, 7)] = True
     part = (
-        Batch(
-            random.integers(0, 256, (images, bucket.patches, 3 * side**2), np.uint8),
-            np.tile(np.int32([rows, bucket.cols]), (images, 1)),
-            np.ones(images, bool),
-        ),
+        batch,
         Targets(
             np.zeros((images, boxes), np.int32),
             np.where(valid[..., None], np.float32([0.5, 0.5, 0.2, 0.2]), np.float32(0)),
