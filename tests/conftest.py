@@ -21,11 +21,22 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-for-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import jax
+import pytest
 from hypothesis import settings
 
 # Every example of a property that compiles costs seconds: few of them, the same on every run.
 settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("fast")
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For models whose optimised programs take minutes to compile and a moment to run."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_configure(config):

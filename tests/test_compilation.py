@@ -135,6 +135,23 @@ def test_the_environment_has_the_last_word(tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_dir == before
 
 
+@pytest.fixture
+def written_long_ago(monkeypatch):
+    monkeypatch.setattr(compilation, "BEING_WRITTEN", 0)
+
+
+def test_a_program_that_may_be_being_written_is_left_alone(tmp_path):
+    program = tmp_path / "a-cache"
+    program.write_bytes(b"the first half")
+    compilation.remove_cut_off(tmp_path)
+    assert program.exists()
+    long_ago = time.time() - 2 * compilation.BEING_WRITTEN
+    os.utime(program, (long_ago, long_ago))
+    compilation.remove_cut_off(tmp_path)
+    assert not program.exists()
+
+
+@pytest.mark.usefixtures("written_long_ago")
 def test_a_program_that_was_cut_off_is_compiled_again(tmp_path, own_cache, heard, capsys):
     compilation.keep_programs("kept", tmp_path)
 
@@ -165,6 +182,7 @@ def test_a_program_that_was_cut_off_is_compiled_again(tmp_path, own_cache, heard
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("written_long_ago")
 def test_programs_that_were_looked_at_are_not_read_again(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(compilation, "_whole", lambda path: read.append(path.name) or True)

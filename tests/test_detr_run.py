@@ -16,10 +16,11 @@ from yolos_jax import checkpoint, detector, mesh, optimizer, trainer
 from yolos_jax.data import shapes
 
 pytest.importorskip("pycocotools")
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_to_compile):
     """Four steps of configs/detr_shapes.py with fewer channels, pictures of 32 pixels."""
     folder = tmp_path_factory.mktemp("detr")
     shapes.write(folder / "data", seed=3, train=16, val=7, size=32)

@@ -21,6 +21,7 @@ from yolos_jax import optimizer
 from yolos_jax.batch import Canvas, CanvasBucket, Targets
 from yolos_jax.convert import detr_names
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLASSES = 5
 SETTINGS = {
     "a": {"lr": 1e-4, "backbone_lr": 1e-5, "weight_decay": 1e-4, "clip_norm": 0.1},

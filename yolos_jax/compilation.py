@@ -20,6 +20,7 @@ from yolos_jax.programs import Program, bytes_of_shards
 from yolos_jax.step import TrainStep
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+BEING_WRITTEN = 60  # seconds; a program that is younger may belong to a run that writes it now
 CHECKED = "checked"  # a file that is as old as the last look at all others
 CLOCKS_DIFFER = 600  # seconds, at most, between hosts and file servers
 
@@ -64,19 +65,21 @@ def remove_cut_off(folder: Path) -> None:
     """Removes programs that are not whole: jax would warn of them, and keep them, for ever.
 
     Args:
-      folder: where jax keeps programs. Those that an earlier call has looked at are left alone.
+      folder: where jax keeps programs. Those that an earlier call has looked at are left alone,
+        and so are those of the last minute: another run may be writing them.
     """
     checked, now = folder / CHECKED, time.time()
     try:
         since = checked.stat().st_mtime - CLOCKS_DIFFER if checked.exists() else 0
         for path in folder.glob("*-cache"):
-            if path.stat().st_mtime >= since and not _whole(path):
+            written = path.stat().st_mtime
+            if since <= written <= now - BEING_WRITTEN and not _whole(path):
                 path.unlink(missing_ok=True)
                 print(
                     f"{path}: a program that was not written to its end; removed", file=sys.stderr
                 )
         checked.touch()
-        os.utime(checked, (now, now))
+        os.utime(checked, (now - BEING_WRITTEN,) * 2)
     except OSError as error:
         warnings.warn(f"compiled programs in {folder} were not looked at: {error}", stacklevel=3)
 
