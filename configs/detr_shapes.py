@@ -8,14 +8,11 @@ AP 0.650 and AP50 0.961 on the 300 pictures kept back, seed 0; a YOLOS (configs/
 and 0.949 after as many steps.
 """
 
-from configs import common
+from configs import common, shapes
 
 
 def get_config():
     config = common.get_config()
-    config.epochs = 10
-    config.batch_size = 32
-
     config.model.name = "detr"
     config.model.width = 64
     config.model.heads = 4
@@ -31,23 +28,6 @@ def get_config():
     config.model.detr.decoder_depth = 3
     config.model.detr.dropout = 0.0
 
-    config.preprocess.size = 64
-    config.preprocess.max_size = 64
-    config.augment.scales = (64,)
-    config.augment.max_size = 64
-    config.augment.crop = 0.0
-    config.buckets.multiple = 1
-
-    # As of configs/shapes.py: of few queries two find something.
-    config.loss.eos_coef = 0.4
-    config.loss.class_loss_group = 0
-    config.loss.reference_processes = 1
-    config.optimizer.schedule = "cosine"
+    shapes.learn_shapes(config)
     config.optimizer.lr = 1e-3
-    config.optimizer.warmup_steps = 200
-    config.optimizer.b2 = 0.98
-    config.optimizer.clip_norm = 1.0
-
-    config.eval.every_epochs = 5
-    config.eval.batch_size = 60
     return config

@@ -192,6 +192,11 @@ def test_values_that_make_no_model(changes, message):
         tiny_detr.make_model(**changes)
 
 
+def test_another_attention_is_refused():
+    with pytest.raises(ValueError, match=r"model.attention is 'splash'.* expected 'auto'"):
+        build_model(tiny_detr.model_config() | {"attention": "splash"}, 3)
+
+
 def test_missing_and_unknown_keys_are_named():
     values = tiny_detr.model_config()
     del values["width"], values["detr"]["blocks"]

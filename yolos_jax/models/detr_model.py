@@ -143,6 +143,11 @@ def config_of(values: Mapping[str, Any]) -> DetrConfig:
     unknown = [f"detr.{key}" for key in sorted(set(own) - wanted)]
     if missing or unknown:
         raise ValueError(f"model config: missing keys {missing}, unknown keys {unknown}.")
+    if values.get("attention", "auto") != "auto":
+        raise ValueError(
+            f"model.attention is {values['attention']!r}; that of a DETR has one form: expected "
+            "'auto'."
+        )
     own["blocks"] = tuple(own["blocks"])  # a list, when it comes from a checkpoint's JSON
     config = DetrConfig(**{key: values[key] for key in _SHARED}, **own)
     _check(config)
