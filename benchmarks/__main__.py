@@ -48,7 +48,8 @@ BENCHMARKS = {
     "host_time": Benchmark("8", "what the host does in a step"),
     "gpu": Benchmark("9, 10, 11, 14", "everything that needs a card", TORCH, "gpu"),
     "end_to_end": Benchmark("12", "a run beside its bare steps", ("tensorflow", "pycocotools")),
-    "scale": Benchmark("13", "memory on TPU, compiled without one", ("libtpu",)),
+    "tpu_memory": Benchmark("13", "memory on TPU, compiled without one", ("libtpu",)),
+    "scale": Benchmark("", "training on TPU slices, compiled without one", ("libtpu",)),
     "two_programs": Benchmark("14", "one program or two"),
 }
 

@@ -41,10 +41,14 @@ class Case:
     recipe: str  # a file of configs/
     fsdp: int
     images: int  # per chip
+    attention: str = "auto"  # ``config.model.attention``
 
     def __str__(self) -> str:
         name = slices.topology(self.chip, self.chips)
-        return f"{self.recipe} on {name}, fsdp {self.fsdp}, {self.images} images per chip"
+        attention = "" if self.attention == "auto" else f", attention '{self.attention}'"
+        return (
+            f"{self.recipe} on {name}, fsdp {self.fsdp}, {self.images} images per chip{attention}"
+        )
 
 
 @functools.cache
@@ -130,7 +134,9 @@ def facts(case: Case, cache: Path) -> dict:
     started = time.monotonic()
     try:
         mesh = slice_mesh(case.chip, case.chips, case.fsdp)
-        found = describe(read_recipe(case.recipe), mesh, shape, NUM_CLASSES)
+        config = read_recipe(case.recipe).copy_and_resolve_references()
+        config.model.attention = case.attention
+        found = describe(config, mesh, shape, NUM_CLASSES)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

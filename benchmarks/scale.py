@@ -55,13 +55,7 @@ CHOICE = tuple(
 
 def main() -> None:
     arguments = parse()
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        sys.exit("no libtpu here: pip install -e '.[scale]' -c constraints.txt")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")
+    prepare()
     cache = Path(arguments.cache)
     for line in forecast.ASSUMPTIONS:
         print(f"assumed: {line}")
@@ -80,6 +74,17 @@ def main() -> None:
     for row in failed:
         print(f"does not fit: {row['name']}: {row['error']}", file=sys.stderr)
     sys.exit(1 if failed else 0)
+
+
+def prepare() -> None:
+    """Makes this process one that asks the compiler for TPUs; ends it where there is none."""
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        sys.exit("no libtpu here: pip install -e '.[scale]' -c constraints.txt")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
 
 
 def parse() -> argparse.Namespace:

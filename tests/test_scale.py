@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import forecast, planned, scale, slices
+from benchmarks import forecast, planned, scale, slices, tpu_memory
 from tests.tiny import BUCKET, CLASSES, TARGETS, make_config, mesh_of
 from yolos_jax import step
 from yolos_jax.data.plan import Recipe, make_plan
@@ -174,8 +175,7 @@ def test_the_command_fails_when_a_case_does_not_fit(images, code, monkeypatch, t
     assert ended.value.code == code
     rows = json.loads(out.read_text())["rows"]
     assert [row["case"] for row in rows] == [
-        {"chip": "v5e", "chips": chips, "recipe": "yolos_ti", "fsdp": 1, "images": images}
-        for chips in (8, 64)
+        dataclasses.asdict(planned.Case("v5e", chips, "yolos_ti", 1, images)) for chips in (8, 64)
     ]
     error = "does not fit: yolos_ti on v5e:8x8, fsdp 1, 16 images per chip: needs 16.00 GiB of 15.7"
     assert (error in capsys.readouterr().err) == bool(code)
@@ -194,6 +194,45 @@ def test_the_search_makes_the_table_of_the_documentation(monkeypatch, tmp_path, 
     row = "| yolos_s | v5e | 1 | 15 | 15.00 GiB of 15.75 GiB | 120, 960, 3,840 |"
     assert table[2] == row
     assert table[1].startswith("| yolos_ti | v6e | 1 | 31 |")
+
+
+@pytest.mark.usefixtures("environment")
+def test_temporaries_of_two_forms_of_attention_are_compared(monkeypatch, tmp_path, capsys):
+    def of_so_much(case, cache):
+        found = canned(case, cache)
+        size = {"splash": 2, "stock": 8}[case.attention] * case.images * 2**20
+        programs = {
+            kind: found["programs"][kind] | {"temp": factor * size}
+            for kind, factor in (("forward", 1), ("update", 3))
+        }
+        return found | {"programs": programs}
+
+    monkeypatch.setitem(sys.modules, "libtpu", SimpleNamespace())
+    monkeypatch.setattr(planned, "facts", of_so_much)
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["tpu_memory", "--out", str(out)])
+    tpu_memory.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["recipe"], row["program"]) for row in rows] == [
+        (recipe, program) for recipe in ("yolos_s", "yolos_b") for program in ("forward", "update")
+    ]
+    assert [row["splash_MiB"] for row in rows] == [2, 6] * 2
+    assert {row["ratio"] for row in rows} == {0.25}
+    assert rows[0]["tokens"] == 1 + 100 + 2459
+    assert (
+        "yolos_s on v5e:2x4, fsdp 1, 2 images per chip, attention 'stock'"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_case_compiles_with_its_attention(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(planned, "slice_mesh", lambda *_: None)
+    monkeypatch.setattr(planned, "longest", lambda _: (BUCKET, TARGETS))
+    monkeypatch.setattr(planned, "describe", lambda config, *_: seen.append(config) or {})
+    for attention in ("auto", "stock"):
+        planned.facts(planned.Case("v5e", 8, "yolos_s", 1, 2, attention), tmp_path)
+    assert [config.model.attention for config in seen] == ["auto", "stock"]
 
 
 def test_without_any_choice_representative_cases_are_compiled():
