@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,3 +108,22 @@ def test_alone_an_error_is_a_line_and_a_code():
     with pytest.raises(SystemExit) as stop:
         launch.fail("train.py: no data")
     assert stop.value.code == "train.py: no data"  # printed, exit code 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_is_ending_cannot_be_asked_to_stop(number, monkeypatch):
+    def stopped_meanwhile(seconds):
+        raise launch.Stopped("asked to stop")
+
+    def ended(code=1):
+        raise SystemExit(code)
+
+    said = []
+    meeting = SimpleNamespace(
+        place=SimpleNamespace(number=number), fail=said.append, outlast=stopped_meanwhile
+    )
+    monkeypatch.setattr("time.sleep", stopped_meanwhile)
+    monkeypatch.setattr(launch, "_exit", ended)
+    with pytest.raises(SystemExit) as stop:
+        launch._Together(meeting).fail("no data")
+    assert (stop.value.code, said) == (1, ["no data"])

@@ -109,12 +109,14 @@ class _Together:
     def fail(self, message: str) -> None:
         """Ends this process, which has said why, and through the meeting all others."""
         self._reporting.acquire(blocking=False)
-        self.meeting.fail(message)
-        if self.meeting.place.number:
-            time.sleep(2 * OWN_REASON_SECONDS)
-        else:
-            self.meeting.outlast(3 * OWN_REASON_SECONDS)
-        _exit()
+        try:
+            self.meeting.fail(message)
+            if self.meeting.place.number:
+                time.sleep(2 * OWN_REASON_SECONDS)
+            else:
+                self.meeting.outlast(3 * OWN_REASON_SECONDS)
+        finally:  # also when asked to stop meanwhile: why it ends has been said
+            _exit()
 
     def end(self, why: str, killed: bool) -> None:
         """Ends this process because of another one.
