@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax._src import cache_key
@@ -11,16 +12,26 @@ from jax._src import cache_key
 def share(*, waiting: bool = True) -> None:
     """Call it in every process of a run before jax starts.
 
+    Args:
+      waiting: processes without a program wait for the one that process 0 compiles.
+    """
+    same_names()
+    jax.config.update("jax_share_binary_between_hosts", waiting)
+
+
+def same_names(replace: Callable = setattr) -> None:
+    """Keeps a program under one name, whichever process compiles it and whichever asks for it.
+
     On CPUs the key under which jax keeps a program depends on the process (its topology's
     fingerprint and its numbers of devices do), and only process 0 writes: the others never find
     anything. Here it depends on the kinds of the devices alone, as on GPUs.
 
     Args:
-      waiting: processes without a program wait for the one that process 0 compiles.
+      replace: such that it can be undone, ``monkeypatch.setattr``.
     """
-    cache_key._hash_accelerator_config = cache_key._hash_devices
-    cache_key._hash_serialized_compile_options = functools.partial(_hash_options, HASH_OPTIONS)
-    jax.config.update("jax_share_binary_between_hosts", waiting)
+    options = functools.partial(_hash_options, HASH_OPTIONS)
+    replace(cache_key, "_hash_accelerator_config", cache_key._hash_devices)
+    replace(cache_key, "_hash_serialized_compile_options", options)
 
 
 HASH_OPTIONS = cache_key._hash_serialized_compile_options

@@ -7,6 +7,7 @@ import math
 import jax
 import pytest
 
+from tests import shared_programs, tiny_detr
 from tests.tiny import BUCKET, QUERIES, TARGETS, make_step, mesh_of
 from yolos_jax import hlo, step
 from yolos_jax import mesh as mesh_lib
@@ -125,12 +126,17 @@ def compiled(request):
         patch.setattr(mesh_lib, "SHARDED_FROM", 256)  # The model is small.
         train_step = make_step(mesh)
     programs = train_step.compile(step.StepShape(BUCKET, IMAGES, TARGETS))
+    return train_step, collectives_of(programs)
+
+
+def collectives_of(programs):
+    """What devices tell each other by program, numbers left out."""
     found = {}
     for kind, program in programs.items():
         every = hlo.collectives(program.compiled.as_text())
         assert every, "the text of programs is not understood"
         found[kind] = [one for one in every if not is_numbers(one)]
-    return train_step, found
+    return found
 
 
 def is_numbers(collective):
@@ -155,14 +161,33 @@ def parameter_bytes(train_step):
     return sum(leaf.size * 4 for leaf in jax.tree.leaves(train_step.abstract_state.params))
 
 
-def test_no_activation_travels(compiled):
-    train_step, found = compiled
+def assert_only_parameters_travel(train_step, found):
     known = parameter_shapes(train_step) | {()}
     for kind, collectives in found.items():
         for one in collectives:
             for _, shape in one.arrays:
                 assert tuple(sorted(shape)) in known or math.prod(shape) <= IMAGES, (kind, one)
             assert one.kind in ("all-reduce", "all-gather", "reduce-scatter"), (kind, one)
+
+
+def test_no_activation_travels(compiled):
+    assert_only_parameters_travel(*compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2], ids=["data", "fsdp"])
+def test_no_activation_of_a_detr_travels(fsdp, monkeypatch, quick_to_compile):
+    """One image a device: with fewer queries than a layer is wide, moving these would be less."""
+    shared_programs.same_names(monkeypatch.setattr)  # with tests of the same step
+    monkeypatch.setattr(mesh_lib, "SHARDED_FROM", 64)
+    train_step = make_step(mesh_of(4, fsdp), tiny_detr.make_config(), tiny_detr.CLASSES)
+    programs = train_step.compile(step.StepShape(tiny_detr.BUCKET, 4, TARGETS))
+    found = collectives_of(programs)
+    assert_only_parameters_travel(train_step, found)
+    assert bool(found["forward"]) == (fsdp > 1)
+    for leaf in programs["forward"].outputs.residuals:
+        parts = math.prod(leaf.shape) // math.prod(leaf.sharding.shard_shape(leaf.shape))
+        assert parts == 4 or math.prod(leaf.shape) <= 128, leaf
 
 
 def test_forward_gathers_parameters_where_they_are_spread(compiled):

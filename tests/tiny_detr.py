@@ -6,12 +6,15 @@ import jax
 import numpy as np
 
 from configs import common
-from yolos_jax.batch import Canvas
+from tests import tiny
+from yolos_jax import step
+from yolos_jax.batch import Canvas, CanvasBucket, HostBatch
 from yolos_jax.convert import detr_names
 from yolos_jax.models.build import build_model
 from yolos_jax.models.detr_model import DetrModel
 
 CLASSES, QUERIES = 4, 5
+BUCKET = CanvasBucket(96 * 64, 96, 64)
 OWN = dict(
     blocks=(1, 1, 1, 2), stem_width=4, encoder_depth=1, decoder_depth=2, position="sine"
 )  # fmt: skip
@@ -26,6 +29,17 @@ def model_config(**changes) -> dict:
     )  # fmt: skip
     own = {name: changes.pop(name) for name in list(changes) if name in model["detr"]}
     return model | changes | {"detr": model["detr"] | OWN | own}
+
+
+def make_config(**changes):
+    """A run's, with what DETR's recipes have: dropout, two learning rates, frozen stages."""
+    own = {
+        "optimizer.backbone_lr": tiny.LR / 10,
+        "optimizer.freeze": (r"backbone/conv1/.*", r"backbone/layer1/.*"),
+    }
+    config = tiny.make_config(**own | changes)
+    config.model.update(model_config(blocks=(1, 1, 1, 1)))
+    return config
 
 
 def make_model(mesh=None, **changes) -> DetrModel:
@@ -45,6 +59,21 @@ def make_params(model: DetrModel, seed: int = 0) -> dict:
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def start(train_step: step.TrainStep, seed: int = 0) -> step.TrainState:
+    """A state from ``make_params``."""
+    return train_step.init_state(jax.random.key(0), make_params(train_step.model, seed))
+
+
+def make_batch(seed: int, size: int = 4, boxes: bool = True) -> HostBatch:
+    """Raw pictures of random sizes, and noise beside them, with targets of ``tiny.make_batch``."""
+    rng = np.random.default_rng(seed)
+    canvas = BUCKET.empty(size, 1)
+    canvas.pixels[:] = rng.integers(0, 256, canvas.pixels.shape)
+    canvas.size[:] = rng.integers(24, (BUCKET.rows + 1, BUCKET.cols + 1), (size, 2))
+    canvas.image_valid[:] = True
+    return tiny.make_batch(seed, size, boxes=boxes)._replace(batch=canvas, bucket=BUCKET)
 
 
 def numpy_draw(model: DetrModel, rng: jax.Array) -> dict:

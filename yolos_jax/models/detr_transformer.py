@@ -90,7 +90,9 @@ class FeedForward(nn.Module):
                 features, dtype=layer.dtype, kernel_init=_XAVIER, bias_init=bias, name=name
             )
 
-        hidden = layer.drop()(relu(linear(layer.mlp_width, width, "linear1")(tokens)))
+        # Weights come to few tokens, too: queries are fewer than an MLP is wide.
+        hidden = layer.place(linear(layer.mlp_width, width, "linear1")(tokens))
+        hidden = layer.drop()(relu(hidden))
         return linear(width, layer.mlp_width, "linear2")(hidden)
 
 
@@ -196,7 +198,8 @@ class Decoder(nn.Module):
         layers = _stack(DecoderLayer, self.layer, self.depth, 4, self.scan, self.remat)
         zeros = jnp.zeros_like(query_embed)
         _, (tokens, captured) = layers(zeros, query_embed, memory, position, real)
-        return vit.layer_norm("norm", self.layer.layer_norm_eps)(tokens), captured
+        place = jax.vmap(self.layer.place)  # of every layer, where images are on axis 1
+        return place(vit.layer_norm("norm", self.layer.layer_norm_eps)(place(tokens))), captured
 
 
 def _stack(

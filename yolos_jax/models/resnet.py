@@ -69,13 +69,14 @@ class Bottleneck(nn.Module):
             return FrozenBatchNorm(self.dtype, weight, name=name)
 
         out = _convolution(self.width, 1, "conv1", self.dtype)(x)
-        out = relu(norm("bn1")(out))
+        out = self.place(relu(norm("bn1")(out)))
         out = _convolution(self.width, 3, "conv2", self.dtype, self.stride, self.dilation)(out)
-        out = relu(norm("bn2")(out))
-        out = norm("bn3", self.last_weight)(_convolution(out_width, 1, "conv3", self.dtype)(out))
+        out = self.place(relu(norm("bn2")(out)))
+        out = self.place(_convolution(out_width, 1, "conv3", self.dtype)(out))
+        out = norm("bn3", self.last_weight)(out)
         if self.new_shortcut:
             x = _convolution(out_width, 1, "downsample_conv", self.dtype, self.stride)(x)
-            x = norm("downsample_bn")(x)
+            x = norm("downsample_bn")(self.place(x))
         return self.place(relu(out + x))
 
 
