@@ -20,7 +20,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 MATCHER_WEIGHTS = MatcherWeights(class_cost=1.0, l1_cost=5.0, giou_cost=2.0)
 LOSS_WEIGHTS = LossWeights(class_weight=1.0, l1_weight=5.0, giou_weight=2.0, eos_coef=0.1)
 SINGLE_LAYER = ("c02", "c03", "c05", "c06")  # more targets than queries: c03
-SEVERAL_LAYERS = ("c3",)
+SEVERAL_LAYERS = ("c1", "c2", "c3")  # an image without targets; none with any; more than queries
 NAMES = [*SINGLE_LAYER, *SEVERAL_LAYERS]
 
 

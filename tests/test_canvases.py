@@ -12,7 +12,6 @@ from tests.test_pipeline import GOOD, host_batches, load, saver, smooth, write
 from yolos_jax.batch import Canvas, CanvasBucket
 from yolos_jax.data import buckets as buckets_lib
 from yolos_jax.data import image as image_lib
-from yolos_jax.data import sizes
 from yolos_jax.data.canvases import choose_canvases
 from yolos_jax.data.layout import Canvases
 from yolos_jax.data.plan import EvalRecipe, Recipe, make_eval_plan, make_plan
@@ -84,19 +83,6 @@ def test_evaluation_groups_equal_shapes(coco):
     exact = (plan.size == shapes[plan.bucket][:, None]).all(axis=-1)[real]
     assert exact.mean() > 0.75 and plan.waste() < 0.02
     np.testing.assert_array_equal(np.sort(plan.rows[real]), np.arange(len(coco)))
-
-
-@pytest.mark.parametrize(
-    ("picture", "size", "expected"),
-    [
-        ((640, 480), 512, (682, 512)),
-        ((427, 640), 800, (800, 1199)),
-        ((100, 1000), 480, (133, 1330)),
-    ],
-)
-def test_sizes_are_not_rounded(picture, size, expected):
-    """(size * longer / shorter, cut) as torchvision's RandomResize: DETR's own arithmetic."""
-    assert tuple(int(side) for side in sizes.resized_size(*picture, size, 1333, 1)) == expected
 
 
 def test_every_kind_of_picture_in_its_corner_as_predict_sees_it(tmp_path):

@@ -149,6 +149,42 @@ def test_transformers_names_and_back(dialect):
         detr_hf_names.to_original(theirs, expected, "x")
 
 
+IN_FILES = {  # the original's names: those of files with transformers' own ResNet, and with timm's
+    "conv1.weight": ("embedder.embedder.convolution.weight", "conv1.weight"),
+    "bn1.running_mean": ("embedder.embedder.normalization.running_mean", "bn1.running_mean"),
+    "layer2.0.downsample.0.weight": (
+        "encoder.stages.1.layers.0.shortcut.convolution.weight", "layer2.0.downsample.0.weight"
+    ),
+    "layer2.0.downsample.1.running_var": (
+        "encoder.stages.1.layers.0.shortcut.normalization.running_var",
+        "layer2.0.downsample.1.running_var",
+    ),
+    "layer4.2.conv3.weight": (
+        "encoder.stages.3.layers.2.layer.2.convolution.weight", "layer4.2.conv3.weight"
+    ),
+    "layer4.2.bn2.bias": (
+        "encoder.stages.3.layers.2.layer.1.normalization.bias", "layer4.2.bn2.bias"
+    ),
+}  # fmt: skip
+
+
+def test_names_of_both_backbones_and_of_layers():
+    for name, expected in IN_FILES.items():
+        for dialect, theirs in zip((Dialect(), Dialect(timm=True)), expected, strict=True):
+            found = detr_hf_names.their_names(f"backbone.0.body.{name}", dialect)
+            assert found == (f"model.backbone.conv_encoder.model.{theirs}",)
+    for name, theirs in {
+        "encoder.layers.0.norm2.weight": "encoder.layers.0.final_layer_norm.weight",
+        "decoder.layers.5.norm2.bias": "decoder.layers.5.encoder_attn_layer_norm.bias",
+        "decoder.layers.0.linear2.weight": "decoder.layers.0.fc2.weight",
+        "encoder.layers.5.self_attn.out_proj.bias": "encoder.layers.5.self_attn.out_proj.bias",
+    }.items():
+        assert detr_hf_names.their_names(f"transformer.{name}", Dialect()) == (f"model.{theirs}",)
+    assert detr_hf_names.their_names(
+        "transformer.decoder.layers.1.multihead_attn.in_proj_bias", Dialect()
+    ) == tuple(f"model.decoder.layers.1.encoder_attn.{part}_proj.bias" for part in "qkv")
+
+
 def test_transformers_has_no_pre_norm(state):
     with pytest.raises(ValueError, match=r"encoder\.norm\.weight: transformers' DETR has"):
         detr_hf_names.from_original(state, Dialect())

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny_detr
-from yolos_jax.batch import Canvas
-from yolos_jax.convert import detr_hf_names, detr_names
+from tests import golden_losses, tiny_detr
+from yolos_jax import detector, losses, matching
+from yolos_jax.batch import Canvas, Targets
+from yolos_jax.convert import compare, detr_hf_names, detr_names, reference_detr
+from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 from yolos_jax.models.detr import Detr
 
@@ -53,9 +55,33 @@ def test_pre_norm_after_the_backbone(case, monkeypatch):
     same(inside["attention"], "cross_attn", 5e-5)
 
 
+@pytest.mark.slow
+def test_every_stage_of_what_transformers_has_not():
+    """Pre-norm and a dilated stage, beside the forward pass in torch; one picture, one query."""
+    pytest.importorskip("torch")
+    model = tiny_detr.model_config(
+        dilation=True, pre_norm=True, position="learned", encoder_depth=2, num_queries=1
+    )
+    state = tiny_detr.make_state(model)
+    pixels = tiny_detr.make_canvas([(67, 95)], (67, 95)).pixels
+    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    expected = reference_detr.forward(state, model, images)
+    metadata = {
+        "model": model,
+        "num_classes": tiny_detr.CLASSES,
+        "label_map": LabelMap.coco91().to_json(),
+        "preprocess": {},
+    }
+    params = detr_names.to_params(state, model, tiny_detr.CLASSES, "random")
+    found = compare.ours(detector.Detector(params, metadata, dtype="float32"))(pixels)
+    assert found.keys() == expected.keys() and found["backbone"].shape == (1, 5, 6, 128)
+    for name, stage in expected.items():
+        np.testing.assert_allclose(found[name], stage, atol=1e-4, rtol=0, err_msg=name)
+
+
 MODEL = tiny_detr.model_config(
     width=24, heads=4, mlp_width=40, num_queries=6, blocks=(1, 2, 1, 1), stem_width=4,
-    encoder_depth=2, decoder_depth=2,
+    encoder_depth=2, decoder_depth=2, position="learned",
 )  # fmt: skip
 
 
@@ -73,7 +99,7 @@ def theirs():
         use_timm_backbone=False, backbone_config=backbone, d_model=24, encoder_layers=2,
         decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
         encoder_ffn_dim=40, decoder_ffn_dim=40, num_queries=6, num_labels=CLASSES,
-        attn_implementation="eager",
+        position_embedding_type="learned", attn_implementation="eager",
     )  # fmt: skip
     model = transformers.DetrForObjectDetection(config).eval()
     with torch.no_grad():
@@ -93,41 +119,74 @@ def to_ours(tensors):
     return detr_names.to_params(original, MODEL, CLASSES, "transformers")
 
 
+def labels_of(torch, targets):
+    """The same as transformers takes them."""
+    return [
+        {
+            "class_labels": torch.from_numpy(labels[valid].astype(np.int64)),
+            "boxes": torch.from_numpy(boxes[valid]),
+        }
+        for labels, boxes, valid in zip(*targets, strict=True)
+    ]
+
+
+def make_targets(counts):
+    """Random classes and boxes, so many for each image."""
+    rng = np.random.default_rng(1)
+    valid = np.arange(max(counts)) < np.array(counts)[:, None]
+    centres, sides = (rng.uniform(*ends, (*valid.shape, 2)) for ends in ((0.3, 0.7), (0.05, 0.5)))
+    return Targets(
+        np.where(valid, rng.integers(0, CLASSES, valid.shape), 0).astype(np.int32),
+        np.concatenate([centres, sides], -1).astype(np.float32) * valid[..., None],
+        valid,
+    )
+
+
+def criterion(params, canvas, targets):
+    """Loss of the last layer, which is all that transformers' has by default, and its outputs."""
+    outputs = build_model(MODEL, CLASSES).apply(params, canvas)
+    last = jax.tree.map(lambda x: x[-1:], outputs)
+    cost = matching.costs(last, targets, golden_losses.MATCHER_WEIGHTS)
+    matched_query, _ = matching.assign_device(cost, targets.target_valid)
+    norms = losses.normalisers(
+        targets, canvas.image_valid, num_queries=MODEL["num_queries"], eos_coef=0.1,
+        class_loss_group=0, reference_processes=1,
+    )  # fmt: skip
+    loss, _ = losses.set_criterion(
+        last, targets, matched_query, canvas.image_valid, golden_losses.LOSS_WEIGHTS, norms
+    )
+    return loss, jax.tree.map(lambda x: x[0], last)
+
+
 @pytest.mark.slow
-def test_transformers_outputs_and_gradients(theirs):
-    """A padded batch: what every parameter does to logits and boxes, masks and padding included."""
+def test_transformers_outputs_loss_and_gradients(theirs):
+    """Three padded pictures of odd sizes, one without any box, more boxes than queries."""
     import torch
 
-    canvas = tiny_detr.make_canvas([(75, 100), (96, 43)], (96, 100))
-    rng = np.random.default_rng(1)
-    cotangents = rng.normal(size=(2, 6, CLASSES + 1)), rng.normal(size=(2, 6, 4))
+    sizes = [(75, 101), (96, 43), (33, 77)]
+    canvas = tiny_detr.make_canvas(sizes, (96, 101))
+    targets = make_targets((2, 0, 8))
     pixels = tiny_detr.zero_outside(canvas).pixels.transpose(0, 3, 1, 2)
-    mask = np.zeros((2, 96, 100), np.int64)
-    mask[0, :75], mask[1, :, :43] = 1, 1
-    expected = theirs(torch.from_numpy(pixels.copy()), torch.from_numpy(mask))
-    score = sum(
-        (output * torch.from_numpy(cotangent)).sum()
-        for output, cotangent in zip(
-            (expected.logits, expected.pred_boxes), cotangents, strict=True
-        )
+    mask = np.zeros((3, 96, 101), np.int64)
+    for row, (height, width) in enumerate(sizes):
+        mask[row, :height, :width] = 1
+    expected = theirs(
+        torch.from_numpy(pixels.copy()), torch.from_numpy(mask), labels=labels_of(torch, targets)
     )
-    score.backward()
+    expected.loss.backward()
     parameters = dict(theirs.named_parameters())
     state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     gradients = {
         name: parameters[name].grad.numpy() if name in parameters else np.zeros_like(tensor)
         for name, tensor in state.items()
     }
-
-    def ours(params, canvas):
-        outputs = build_model(MODEL, CLASSES).apply(params, canvas)
-        last = outputs.pred_logits[-1], outputs.pred_boxes[-1]
-        return sum((x * y).sum() for x, y in zip(last, cotangents, strict=True)), last
-
     with jax.default_matmul_precision("highest"):
-        found, (logits, boxes) = jax.jit(jax.grad(ours, has_aux=True))(to_ours(state), canvas)
-    np.testing.assert_allclose(logits, expected.logits.detach(), atol=1e-4, rtol=0)
-    np.testing.assert_allclose(boxes, expected.pred_boxes.detach(), atol=1e-4, rtol=0)
+        (loss, outputs), found = jax.jit(jax.value_and_grad(criterion, has_aux=True))(
+            to_ours(state), canvas, targets
+        )
+    np.testing.assert_allclose(outputs.pred_logits, expected.logits.detach(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(outputs.pred_boxes, expected.pred_boxes.detach(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(loss, expected.loss.item(), atol=1e-4, rtol=0)
     compared = 0
     for (path, leaf), reference in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(to_ours(gradients)), strict=True

@@ -110,16 +110,6 @@ def resize_boxes(
     return boxes_xyxy_px * _resize_ratios(height, width, new_height, new_width)
 
 
-def resize_areas(
-    areas: np.ndarray, height: Number, width: Number, new_height: Number, new_width: Number
-) -> np.ndarray:
-    """Areas (of segments or boxes) after the resize of ``resize_boxes``, float32 [T]."""
-    ratio = (np.asarray(new_width, np.float64) / width) * (
-        np.asarray(new_height, np.float64) / height
-    )
-    return areas * ratio.astype(np.float32)
-
-
 def normalise_boxes(boxes_xyxy_px: np.ndarray, height: Number, width: Number) -> np.ndarray:
     """Boxes as models learn them: cxcywh relative to a picture of that size, float32 [T, 4]."""
     return box_math.xyxy_to_cxcywh(boxes_xyxy_px) / _wh(height, width)
