@@ -122,7 +122,7 @@ def test_folders_in_and_out_are_equal_to_the_last_bit(tmp_path, dialect):
 def test_a_dilated_folder_needs_timm_and_says_which(tmp_path, monkeypatch):
     path, state = original(tmp_path, dilation=True)
     found = opened(path)
-    with pytest.raises(ValueError, match=r"timm only, which has none with \(1, 1, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"test: .*timm only, which has none with \(1, 1, 1, 2\)"):
         export.write_hf(found, tmp_path / "out", "test")
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(export.systems.detr_huggingface.TIMM, ((1, 1, 1, 2), 4), "resnet17")
@@ -249,7 +249,14 @@ def test_masks_and_panoptic_classes_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"a DETR for segmentation .* no masks yet") as caught:
             opened(sources.save(path, tensors))
         assert "\n" not in str(caught.value)
-    path, _ = original(tmp_path, classes=250)
+    path, state = original(tmp_path, classes=250)
+    # Without names, and with those that transformers makes up.
+    generic = {str(slot): f"LABEL_{slot}" for slot in range(250)}
+    for id2label in (None, generic):
+        config = TIMM | {"id2label": id2label, "num_labels": 250}
+        place = folder(tmp_path / f"hf_{id2label is None}", config, state)
+        with pytest.raises(ValueError, match="250 classes, which are panoptic COCO's"):
+            opened(place)
     with pytest.raises(ValueError, match=r"250 classes, which are panoptic COCO's .* COCO's 91"):
         opened(path)
     labels = tmp_path / "panoptic.json"

@@ -81,9 +81,9 @@ def test_a_backbone_of_another_depth_is_one_line_naming_both(fresh):
     new, old = (tiny_detr.model_config(blocks=blocks) for blocks in ((3, 4, 6, 3), (3, 4, 23, 3)))
     with pytest.raises(ValueError) as caught:
         initial(new, old, fresh=fresh)
-    assert str(caught.value).endswith(
-        "model.detr.blocks is (3, 4, 6, 3) (ResNet-50), the checkpoint's is (3, 4, 23, 3) "
-        "(ResNet-101)"
+    assert str(caught.value) == (
+        "the checkpoint does not fit the run's model: model.detr.blocks is (3, 4, 6, 3) "
+        "(ResNet-50), the checkpoint's is (3, 4, 23, 3) (ResNet-101)"
     )
 
 

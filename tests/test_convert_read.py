@@ -85,5 +85,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path, name, make, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "/" not in name:
         make(tmp_path / name)
-    with pytest.raises(ValueError, match=name.split("/")[-1]):
+    with pytest.raises(ValueError, match=name.split("/")[-1]) as caught:
         converted(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -57,7 +57,7 @@ ORDER = [
     ["convert.names"],
     ["convert.start", "convert.read", "convert.detr_names"],
     ["convert.conversion"],
-    ["convert.original"],
+    ["convert.original", "convert.from_backbone", "convert.torch_layers"],
     ["convert.hf_folder", "convert.npz", "convert.detr", "convert.detr_hf_names"],
     ["convert.huggingface", "convert.detr_huggingface"],
     ["convert.vit_layouts", "convert.resnets", "convert.systems"],

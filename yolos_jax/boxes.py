@@ -71,11 +71,6 @@ def giou(a_xyxy: Array, b_xyxy: Array) -> Array:
     return _ratio(overlap, union) - _ratio(enclosing - union, enclosing)
 
 
-def pairwise_iou(a_xyxy: Array, b_xyxy: Array) -> Array:
-    """IoU of every box with every other, [..., N, 4] and [..., M, 4] -> [..., N, M]."""
-    return iou(a_xyxy[..., :, None, :], b_xyxy[..., None, :, :])
-
-
 def pairwise_giou(a_xyxy: Array, b_xyxy: Array) -> Array:
     """GIoU of every box with every other, [..., N, 4] and [..., M, 4] -> [..., N, M]."""
     return giou(a_xyxy[..., :, None, :], b_xyxy[..., None, :, :])

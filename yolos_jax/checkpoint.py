@@ -83,12 +83,6 @@ class Checkpoints:
         """The newest step, or None."""
         return self._manager.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """The step of the highest AP among those kept, or None where none has an AP."""
-        kept = {step: self._ap.get(step) for step in self._manager.all_steps()}
-        return next(iter(files.best(kept, 1)), None)
-
     def save(self, step: int, state: Any, metadata: Mapping, ap: float | None = None) -> bool:
         """Starts to write a checkpoint; returns as soon as the arrays are copied to the host.
 
@@ -248,18 +242,16 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             return None
-        damaged = np.zeros(len(steps), bool)
+        found: dict[int, str] = {}
         if jax.process_index() == 0:
             found = files.find_damage(self.directory, steps, self._ap, self._keep_best)
-            for step, damage in found.items():
-                report_damage(step, damage)
-            damaged = np.isin(steps, list(found))
-        damaged = multihost_utils.broadcast_one_to_all(damaged)
+        damaged = multihost_utils.broadcast_one_to_all(np.isin(steps, list(found)))
         if damaged.all():
             raise ValueError(
-                f"every checkpoint in {self.directory} is damaged (steps {sorted(steps)}): "
-                "move the folder away to start anew"
+                f"every checkpoint in {self.directory} is damaged (steps {sorted(steps)}): move "
+                f"the folder away to start anew; {'; '.join(found.values())}"
             )
+        report_damage(found)
         for step in np.array(steps)[damaged].tolist():
             if jax.process_index() == 0:
                 files.set_aside(self.directory / str(step))

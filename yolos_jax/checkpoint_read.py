@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from yolos_jax import checkpoint_files as files
 
 FORMAT = 1  # of the layout above and of the metadata's keys
 FOLDER = "checkpoints"  # of a run's work directory
+_OTHERS = "convert_torch_weights.py makes one of another project's weights"
 
 
 def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, dict]:
@@ -32,7 +34,8 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
     """
     folder = files.absolute(path)
     if not folder.is_dir():
-        raise ValueError(f"{path}: no such folder; expected a checkpoint")
+        found = "a file" if folder.exists() else "no such folder"
+        raise ValueError(f"{path}: {found}; expected the folder of a checkpoint ({_OTHERS})")
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
     if (folder / "metadata").is_dir() or (folder / "params").is_dir():
@@ -41,18 +44,20 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
     if not steps:
         raise ValueError(
             f"{path}: not a checkpoint; expected a run's work directory, a folder of checkpoints "
-            "(with step folders 0, 100, ...) or one step folder"
+            f"(with step folders 0, 100, ...) or one step folder ({_OTHERS})"
         )
     order = steps[::-1]
     if prefer == "best":
         best = files.best({step: files.read_ap(folder / str(step)) for step in steps}, len(steps))
         order = best + [step for step in order if step not in best]
+    damaged: dict[int, str] = {}
     for step in order:
         damage = files.damage(folder / str(step))
         if damage is None:
+            report_damage(damaged)
             return _load_step(folder / str(step), verified=True)
-        report_damage(step, damage)
-    raise ValueError(f"{path}: every checkpoint there is damaged (steps {steps})")
+        damaged[step] = damage
+    raise ValueError(f"{path}: every checkpoint there is damaged: {'; '.join(damaged.values())}")
 
 
 def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
@@ -72,9 +77,10 @@ def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
     return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=kinds)), metadata
 
 
-def report_damage(step: int, damage: str) -> None:
-    """Says which step is not used, and why."""
-    report(f"checkpoint {step} is damaged, using another: {damage}")
+def report_damage(damaged: Mapping[int, str]) -> None:
+    """Says which steps are not used, and why, where there is one that is."""
+    for step, damage in damaged.items():
+        report(f"checkpoint {step} is damaged, using another: {damage}")
 
 
 def report(message: str) -> None:

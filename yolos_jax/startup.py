@@ -170,7 +170,9 @@ def prepare(
     params = None
     if initial is not None:
         model = run.train_step.model
-        params, changes = start.initial_params(model, *initial, rng, run.metadata["label_map"])
+        params, changes = start.initial_params(
+            model, *initial, rng, run.metadata["label_map"], config.init
+        )
         say(changes)
         for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
             say(note)

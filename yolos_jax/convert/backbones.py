@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from yolos_jax.convert import conversion, names, start, vit_layouts
+from yolos_jax.convert import conversion, from_backbone, names, start, vit_layouts
 from yolos_jax.convert.conversion import Converted, Options, Row
 from yolos_jax.convert.read import Source
 from yolos_jax.convert.vit_layouts import Backbone
-from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 
 Tensors = dict[str, np.ndarray]
@@ -36,41 +35,23 @@ def convert(source: Source, options: Options) -> Converted:
     """
     backbone = vit_layouts.backbone_of(source)
     model = _model(backbone, options, source.path)
-    label_map = conversion.labels_of(options.labels) if options.labels else LabelMap.coco91()
-    network = build_model(model, label_map.num_classes)
-    fresh = start.draw(network, jax.random.key(options.seed or 0))
+    num_classes = from_backbone.label_map_of(options).num_classes
+    fresh = start.draw(build_model(model, num_classes), jax.random.key(options.seed or 0))
     tensors = names.from_params(fresh, model)
     table, detail, action = _position_table(backbone, tensors, model, source.path)
     tensors |= backbone.tensors | {names.POSITION: table}
+    params = names.to_params(tensors, model, num_classes, source.path)
     has_cls = "backbone.cls_token" in backbone.tensors
-    starts = _NEW if has_cls else _NEW + _CLS
-    new = tuple(
+    starting = _NEW if has_cls else _NEW + _CLS
+    new = [
         path
         for path in names.flatten(fresh)
-        if path.startswith(starts) or not path.startswith("backbone/")
-    )
-    rows = [
-        Row("loaded", theirs, str(backbone.tensors[name].shape))
-        for name, theirs in backbone.source_names.items()
-        if name != names.POSITION
+        if path.startswith(starting) or not path.startswith("backbone/")
     ]
-    rows.append(Row(action, backbone.source_names[names.POSITION], detail))
-    rows += [Row("unused", name) for name in backbone.unused]
-    rows += [Row("new", path, str(names.flatten(fresh)[path].shape)) for path in new]
     published = conversion.PUBLISHED.get(model["width"])
     size = published.size if published else 800
-    return Converted(
-        kind=f"start from {backbone.kind}",
-        params=names.to_params(tensors, model, label_map.num_classes, source.path),
-        model=model,
-        label_map=label_map,
-        preprocess=conversion.preprocess_of(
-            size, conversion.longest_side(size), options, backbone.mean, backbone.std
-        ),
-        rows=tuple(rows),
-        new=new,
-        notes=backbone.notes,
-    )
+    resized = {names.POSITION: Row(action, backbone.source_names[names.POSITION], detail)}
+    return from_backbone.converted(backbone, params, new, model, size, options, resized)
 
 
 def _model(backbone: Backbone, options: Options, where: str) -> dict[str, Any]:

@@ -38,14 +38,11 @@ def convert(source: Source, options: Options) -> Converted:
     Raises:
       ValueError: tensors missing, surplus or misshapen; settings that DETR here does not have.
     """
-    if not source.config:
-        raise ValueError(
-            f"{source.path}: config.json is needed beside these weights; name the folder of both."
-        )
+    config = hf_folder.config_of(source)
     tensors, counters = detr.without_counters(source.tensors)
-    model, notes = model_from_config(source.config, tensors, options, source.path)
-    label_map = hf_folder.label_map_of_config(source.config, options)
-    if not source.config.get("id2label"):
+    model, notes = model_from_config(config, tensors, options, source.path)
+    label_map = hf_folder.label_map_of_config(config, options)
+    if label_map == conversion.generic_labels(label_map.num_classes):
         detr.refuse_panoptic(label_map.num_classes, options, source.path)
     original = to_original(tensors, model, label_map.num_classes, source.path)
     return Converted(

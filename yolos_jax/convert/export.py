@@ -30,10 +30,12 @@ def write_ours(converted: Converted, destination: Path, source: str) -> None:
 
 def write_hf(converted: Converted, destination: Path, source: str) -> None:
     """Writes config.json, preprocessor_config.json and model.safetensors."""
-    del source
     import safetensors.numpy
 
-    tensors, config, preprocessor = systems.system_of(converted.model).to_folder(converted)
+    try:
+        tensors, config, preprocessor = systems.system_of(converted.model).to_folder(converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     destination.mkdir(parents=True)
     safetensors.numpy.save_file(
         tensors, destination / "model.safetensors", metadata={"format": "pt"}

@@ -15,6 +15,15 @@ from yolos_jax.labels import LabelMap
 _CATEGORY_IDS = "category_ids"
 
 
+def config_of(source: Source) -> dict[str, Any]:
+    """config.json; ValueError where the checkpoint is a file without one beside it."""
+    if not source.config:
+        raise ValueError(
+            f"{source.path}: config.json is needed beside these weights; name the folder of both."
+        )
+    return source.config
+
+
 def preprocess(source: Source, options: Options, published: int) -> dict[str, Any]:
     """preprocessor_config.json -> the keys of ``config.preprocess``.
 

@@ -100,14 +100,11 @@ def convert(source: Source, options: Options) -> Converted:
     Raises:
       ValueError: tensors missing, surplus or misshapen; settings that YOLOS here does not have.
     """
-    if not source.config:
-        raise ValueError(
-            f"{source.path}: config.json is needed beside these weights; name the folder of both."
-        )
-    model = model_from_config(source.config, options, source.path)
-    label_map = hf_folder.label_map_of_config(source.config, options)
+    config = hf_folder.config_of(source)
+    model = model_from_config(config, options, source.path)
+    label_map = hf_folder.label_map_of_config(config, options)
     shapes = names.expected_shapes(model, label_map.num_classes)
-    tensors, rows = with_qkv_bias(source.tensors, source.config, shapes)
+    tensors, rows = with_qkv_bias(source.tensors, config, shapes)
     tensors = to_original(tensors, shapes, source.path)
     return Converted(
         kind="YOLOS of transformers",

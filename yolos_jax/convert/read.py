@@ -57,6 +57,8 @@ def read(path: str | Path) -> Source:
         return _read_folder(file)
     if not file.exists():
         return _read_folder(_download(str(path)))
+    if not file.stat().st_size:
+        raise ValueError(f"{path}: an empty file, expected a checkpoint.")
     if file.suffix == ".npz":
         return Source(str(file), _read_npz(file))
     if file.suffix == ".safetensors":
@@ -126,9 +128,9 @@ def _download(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # offline, unknown name: all end here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{name}: no such file or folder, and the Hugging Face hub does not give it: {reason}"
+            f"{name}: no such file or folder, and the Hugging Face hub does not give it: "
+            f"{_reason(error)}"
         ) from error
 
 
@@ -177,8 +179,17 @@ def _read_torch(file: Path) -> Any:
         struct.error,
         zipfile.BadZipFile,
     ) as error:  # what truncated and foreign files raise, depending on where they end
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file}: truncated, or no PyTorch checkpoint: {reason}") from error
+        raise ValueError(
+            f"{file}: truncated, or no PyTorch checkpoint: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a library's message; its kind, where that is no word."""
+    message = str(error).strip()
+    if not any(letter.isalpha() for letter in message):
+        return type(error).__name__
+    return message.splitlines()[0].split(". ")[0]
 
 
 def _refusal(message: str) -> str:

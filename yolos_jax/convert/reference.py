@@ -15,6 +15,7 @@ import numpy as np
 from yolos_jax.convert import backbones, huggingface, names, original, reference_detr, vit_layouts
 from yolos_jax.convert.conversion import Converted
 from yolos_jax.convert.read import Source
+from yolos_jax.convert.torch_layers import TorchLayers
 
 Stages = dict[str, np.ndarray]
 
@@ -57,16 +58,7 @@ _RUNNERS = {"yolos": _run_yolos, "detr": reference_detr.run}
 def forward(
     tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], images: np.ndarray
 ) -> Stages:
-    """YOLOS in torch on tensors of the original's layout.
-
-    Args:
-      tensors: names and shapes of the original.
-      model: the keys of ``config.model``.
-      images: float32 [B, 3, H, W].
-
-    Returns:
-      As ``run``.
-    """
+    """YOLOS in torch; everything as of ``reference_detr.forward``, the stages as of ``run``."""
     import torch
 
     with torch.no_grad():
@@ -75,17 +67,8 @@ def forward(
     return _named(stages, model["num_queries"]) | heads
 
 
-class _TorchYolos:
+class _TorchYolos(TorchLayers):
     """The forward pass, tokens in the original's order: class, patches, detection."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], model: Mapping[str, Any]):
-        import torch
-
-        self.torch, self.functional = torch, torch.nn.functional
-        self.model = model
-        self.tensors = {
-            name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in tensors.items()
-        }
 
     def run(self, images: Any) -> tuple[dict[str, Any], Any, Any]:
         t, model = self.tensors, self.model
@@ -107,15 +90,6 @@ class _TorchYolos:
         tokens = x[:, -model["num_queries"] :]
         return stages, self.head(tokens, "class_embed"), self.head(tokens, "bbox_embed").sigmoid()
 
-    def linear(self, x: Any, name: str) -> Any:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        return self.functional.linear(x, weight, bias)
-
-    def norm(self, x: Any, name: str) -> Any:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        eps = self.model["layer_norm_eps"]
-        return self.functional.layer_norm(x, weight.shape, weight, bias, eps)
-
     def table(self, rows: Any, grid: tuple[int, int], new_grid: tuple[int, int]) -> Any:
         queries = self.model["num_queries"]
         patches = rows[:, 1:-queries].transpose(1, 2).reshape(1, -1, *grid)
@@ -133,11 +107,6 @@ class _TorchYolos:
         x = x + self.linear((weights @ v).transpose(1, 2).flatten(2), f"{name}.attn.proj")
         hidden = self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
         return x + self.linear(self.functional.gelu(hidden), f"{name}.mlp.fc2")
-
-    def head(self, x: Any, name: str) -> Any:
-        for i in range(2):
-            x = self.linear(x, f"{name}.layers.{i}").relu()
-        return self.linear(x, f"{name}.layers.2")
 
 
 def _run_transformers(source: Source, images: np.ndarray) -> Stages:

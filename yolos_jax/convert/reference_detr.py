@@ -15,6 +15,7 @@ import numpy as np
 from yolos_jax.convert import detr, detr_hf_names, detr_huggingface, detr_names, resnets
 from yolos_jax.convert.conversion import Converted
 from yolos_jax.convert.read import Source
+from yolos_jax.convert.torch_layers import TorchLayers
 
 Stages = dict[str, np.ndarray]
 
@@ -64,20 +65,11 @@ def forward(
     return {name: stage.numpy() for name, stage in stages.items()}
 
 
-class _TorchDetr:
-    """The forward pass; tokens are [B, T, D]."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], model: Mapping[str, Any]):
-        import torch
-
-        self.torch, self.functional = torch, torch.nn.functional
-        self.model, self.own = model, model["detr"]
-        self.tensors = {
-            name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in tensors.items()
-        }
+class _TorchDetr(TorchLayers):
+    """The forward pass."""
 
     def run(self, images: Any) -> dict[str, Any]:
-        t, own = self.tensors, self.own
+        t, own = self.tensors, self.model["detr"]
         feature = self.backbone(images)
         batch, _, height, width = feature.shape
         x = self.functional.conv2d(feature, t["input_proj.weight"], t["input_proj.bias"])
@@ -96,17 +88,16 @@ class _TorchDetr:
             answers = self.layer(answers, name, queries, (memory + position, memory))
             stages[f"decoder {i}"] = self.norm(answers, "transformer.decoder.norm")
         last = stages[f"decoder {own['decoder_depth'] - 1}"]
-        hidden = self.linear(last, "bbox_embed.layers.0").relu()
-        hidden = self.linear(hidden, "bbox_embed.layers.1").relu()
-        boxes = self.linear(hidden, "bbox_embed.layers.2").sigmoid()
+        boxes = self.head(last, "bbox_embed").sigmoid()
         return stages | {"logits": self.linear(last, "class_embed"), "boxes": boxes}
 
     def backbone(self, images: Any) -> Any:
         """The last stage's features [B, C, h, w]."""
         x = self.convolution(images, "conv1", "bn1", stride=2).relu()
         x = self.functional.max_pool2d(x, 3, 2, 1)
-        for stage, blocks in enumerate(self.own["blocks"], start=1):
-            dilated = self.own["dilation"] and stage == 4
+        own = self.model["detr"]
+        for stage, blocks in enumerate(own["blocks"], start=1):
+            dilated = own["dilation"] and stage == 4
             for block in range(blocks):
                 name = f"layer{stage}.{block}"
                 stride = 2 if stage > 1 and block == 0 and not dilated else 1
@@ -141,7 +132,7 @@ class _TorchDetr:
             angles = steps[:, None] / periods
             return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
 
-        if self.own["position"] == "learned":  # columns first
+        if self.model["detr"]["position"] == "learned":  # columns first
             first = self.tensors["backbone.1.col_embed.weight"][:width].expand(height, -1, -1)
             second = self.tensors["backbone.1.row_embed.weight"][:height, None]
             second = second.expand(-1, width, -1)
@@ -161,7 +152,7 @@ class _TorchDetr:
         )
         for i, sublayer in enumerate(inside, start=1):
             norm = f"{name}.norm{i}"
-            if self.own["pre_norm"]:
+            if self.model["detr"]["pre_norm"]:
                 x = x + sublayer(self.norm(x, norm))
             else:
                 x = self.norm(x + sublayer(x), norm)
@@ -177,15 +168,6 @@ class _TorchDetr:
         )
         scores = (q @ k.transpose(2, 3) * (width // heads) ** -0.5).softmax(-1)
         return self.linear((scores @ v).transpose(1, 2).flatten(2), f"{name}.out_proj")
-
-    def linear(self, x: Any, name: str) -> Any:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        return self.functional.linear(x, weight, bias)
-
-    def norm(self, x: Any, name: str) -> Any:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        eps = self.model["layer_norm_eps"]
-        return self.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _run_transformers(source: Source, images: np.ndarray) -> Stages:

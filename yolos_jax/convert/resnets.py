@@ -13,12 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from yolos_jax.convert import conversion, detr, detr_hf_names, detr_names, names, start
-from yolos_jax.convert.conversion import Converted, Options, Row
+from yolos_jax.convert import (
+    conversion,
+    detr,
+    detr_hf_names,
+    detr_names,
+    from_backbone,
+    names,
+    start,
+)
+from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.detr_huggingface import refuse_other_resnet
 from yolos_jax.convert.original import depth_of
 from yolos_jax.convert.read import Source
-from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 
 Tensors = dict[str, np.ndarray]
@@ -39,6 +46,7 @@ class Backbone(NamedTuple):
     blocks: tuple[int, ...]  # bottlenecks per stage
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Layout(NamedTuple):
@@ -105,30 +113,11 @@ def convert(source: Source, options: Options) -> Converted:
         },
     )
     detr.refuse_contradictions(model, options, source.path)
-    label_map = conversion.labels_of(options.labels) if options.labels else LabelMap.coco91()
-    fresh = _rest(model, label_map.num_classes, options.seed or 0)
-    tensors = fresh | backbone.tensors
-    params = detr_names.to_params(tensors, model, label_map.num_classes, source.path)
-    shapes = {path: str(array.shape) for path, array in names.flatten(params).items()}
-    new = tuple(path for path in shapes if not path.startswith("backbone/"))
-    rows = [
-        Row("loaded", theirs, str(backbone.tensors[name].shape))
-        for name, theirs in backbone.source_names.items()
-    ]
-    rows += [Row("unused", name) for name in backbone.unused]
-    rows += [Row("new", path, shapes[path]) for path in new]
-    size = detr.SIZE
-    return Converted(
-        kind=f"start from {backbone.kind}",
-        params=params,
-        model=model,
-        label_map=label_map,
-        preprocess=conversion.preprocess_of(
-            size, conversion.longest_side(size), options, backbone.mean, backbone.std
-        ),
-        rows=tuple(rows),
-        new=new,
-    )
+    num_classes = from_backbone.label_map_of(options).num_classes
+    tensors = _rest(model, num_classes, options.seed or 0) | backbone.tensors
+    params = detr_names.to_params(tensors, model, num_classes, source.path)
+    new = [path for path in names.flatten(params) if not path.startswith("backbone/")]
+    return from_backbone.converted(backbone, params, new, model, detr.SIZE, options)
 
 
 def _rest(model: Mapping[str, Any], num_classes: int, seed: int) -> Tensors:

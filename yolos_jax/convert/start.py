@@ -53,6 +53,7 @@ def initial_params(
     metadata: Mapping[str, Any],
     rng: jax.Array,
     label_map: Mapping[str, Any] | None = None,
+    source: str = "the checkpoint",
 ) -> tuple[dict, str]:
     """Fits a checkpoint's parameters to a run's model.
 
@@ -63,15 +64,17 @@ def initial_params(
       rng: for what is new.
       label_map: the run's, as ``LabelMap.to_json`` gives it. Where it differs from the
         checkpoint's, the class head is made anew even if the number of classes is the same.
+      source: what to call the checkpoint in errors.
 
     Returns:
       Nested dict of float32 arrays, and a report of several lines for people.
 
     Raises:
-      ValueError: naming every parameter that is missing, surplus or of another shape.
+      ValueError: a checkpoint of another model, or of other settings that no shape tells; or naming
+        every parameter that is missing, surplus or of another shape.
     """
     given = flatten(params)
-    notes = _differences(model, metadata, given)
+    notes = _differences(model, metadata, given, source)
     fresh = flatten(draw(model, rng))
     reason = _other_classes(model, metadata, label_map)
     never_trained = set(metadata.get("new", ()))
@@ -87,7 +90,7 @@ def initial_params(
     wrong += [f"not in the run's model: {path}" for path in sorted(surplus)]
     if wrong:
         raise ValueError(
-            "the checkpoint does not fit the run's model (config.model):\n  " + "\n  ".join(wrong)
+            f"{source} does not fit the run's model (config.model):\n  " + "\n  ".join(wrong)
         )
     kept = len(fresh) - sum(note.startswith(("new", "NEW", "resized")) for note in notes)
     head = f"start: {metadata.get('source', 'a checkpoint')}: {kept} of {len(fresh)} kept as is"
@@ -167,7 +170,9 @@ def _resize(tables: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jax.vmap(lambda table: position.resize(table, row_weights, col_weights))(tables)
 
 
-def _differences(model: Model, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def _differences(
+    model: Model, metadata: Mapping[str, Any], given: Mapping[str, Any], source: str
+) -> list[str]:
     """What no shape tells, or too many: the settings in which a model of like parameters differs.
 
     Raises:
@@ -177,7 +182,7 @@ def _differences(model: Model, metadata: Mapping[str, Any], given: Mapping[str, 
     name = stored.get("name", model.name)
     if name != model.name:
         raise ValueError(
-            f"the checkpoint does not fit the run's model: model.name is {model.name!r}, the "
+            f"{source} does not fit the run's model: model.name is {model.name!r}, the "
             f"checkpoint's is {name!r}"
         )
     trained = given.keys() - set(metadata.get("new", ()))
@@ -196,7 +201,7 @@ def _differences(model: Model, metadata: Mapping[str, Any], given: Mapping[str, 
 
     wrong = differing(_FIXED[name])
     if wrong:
-        raise ValueError("the checkpoint does not fit the run's model: " + "; ".join(wrong))
+        raise ValueError(f"{source} does not fit the run's model: {'; '.join(wrong)}")
     return differing(_NOTED[name])
 
 
