@@ -159,6 +159,8 @@ def run(args: argparse.Namespace) -> dict:
         config.eval.batch_size = args.batch_size
     config.data.root = args.data_root
     settings.check(config)
+    keys = [setting.partition("=")[0] for setting in args.settings]
+    evaluator.check_request(config, keys, args.reference_padding)
     if (Path(args.checkpoint) / config.compile.cache).is_dir():  # the run's own programs
         compilation.keep_programs(config.compile.cache, Path(args.checkpoint))
     split = evaluator.Split(

@@ -119,7 +119,7 @@ def _buckets() -> ConfigDict:
     """The static shapes of batches: lengths of sequences, or canvases (of a DETR)."""
     buckets = ConfigDict()
     buckets.count = 8  # static shapes at most; each is two compiled programs
-    buckets.multiple = 128  # of the whole sequence: 1 + Q + N; of both sides of a canvas, pixels
+    buckets.multiple = 128  # of the whole sequence: 1 + Q + N; of sides of training's canvases
     buckets.window = 64  # global batches within which images are grouped by shape; 1: off
     return buckets
 

@@ -85,6 +85,18 @@ def test_evaluation_groups_equal_shapes(coco):
     np.testing.assert_array_equal(np.sort(plan.rows[real]), np.arange(len(coco)))
 
 
+def test_canvases_end_where_learned_positions_do(coco):
+    """The longest side of the recipe is 1333 pixels, which 1344 hold."""
+    reached = Canvases(most=1344)
+    assert reached.buckets(coco, RECIPE, 2, 32) == Canvases().buckets(coco, RECIPE, 2, 32)
+    with pytest.raises(ValueError, match="1344 pixels: learned positions reach 1343 pixels"):
+        Canvases(most=1343).buckets(coco, RECIPE, 2, 32)
+    with pytest.raises(ValueError, match="800x1376 pixels: learned"):
+        reached.bucket_of((800, 1345), 1)
+    with pytest.raises(ValueError, match="32x1345 pixels: learned"):
+        reached.whole(np.zeros((1, 32, 1345, 3)))
+
+
 def test_every_kind_of_picture_in_its_corner_as_predict_sees_it(tmp_path):
     write(tmp_path, GOOD | {"missing.jpg": (None, 60, 80)})
     index = load(tmp_path)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny_detr
 from yolos_jax.models import detr_position
 
 GOLDEN = np.load(Path(__file__).parent / "goldens" / "detr_posenc.npz")
@@ -57,3 +58,19 @@ def test_a_cell_is_real_where_its_pixel_is():
     np.testing.assert_array_equal(real[0], [[True, True, False]] * 3)
     np.testing.assert_array_equal(real[1], np.eye(3)[:1].T @ np.eye(3)[:1] > 0)
     assert real[2].all()
+
+
+@pytest.mark.parametrize(("dilation", "pixels"), [(False, 1600), (True, 800)])
+def test_layouts_know_how_far_learned_tables_reach(dilation, pixels):
+    model = tiny_detr.make_model(position="learned", dilation=dilation)
+    assert model.layout.most == pixels
+    assert tiny_detr.make_model(dilation=dilation).layout.most == 0
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def trace(width):
+        canvas = tiny_detr.make_canvas([(1, 1)], (1, width))
+        return jax.eval_shape(model.apply, params, canvas)
+
+    trace(pixels)
+    with pytest.raises(ValueError, match="features of 1x51 cells"):
+        trace(pixels + 1)

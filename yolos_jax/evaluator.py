@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
 from yolos_jax.data.index import Index
+from yolos_jax.data.layout import Canvases
 from yolos_jax.data.plan import EvalRecipe, Plan, make_eval_plan
 from yolos_jax.labels import LabelMap
 from yolos_jax.models import build
@@ -32,6 +33,27 @@ class Split(NamedTuple):
     annotations: str  # COCO file
     images: str  # folder
     subset: int  # the first n images only; 0: all
+
+
+def check_request(config: ConfigDict, settings: Sequence[str], padding: int) -> None:
+    """Refuses what means nothing for the model, before anything is read of the data.
+
+    Args:
+      config: of the evaluation.
+      settings: keys that were set for it.
+      padding: as of ``evaluate_checkpoint``.
+
+    Raises:
+      ValueError: naming the setting; or the configuration makes no model.
+    """
+    layout = build.layout_of(config.model)
+    if padding:
+        reference_padding.check(layout)
+    if "buckets.multiple" in settings and isinstance(layout, Canvases):
+        raise ValueError(
+            "--set buckets.multiple: means nothing for this model: the canvases of an evaluation "
+            "have the very sizes of its pictures; only buckets.count limits how many there are"
+        )
 
 
 def evaluate_checkpoint(

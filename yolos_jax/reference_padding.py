@@ -28,6 +28,15 @@ from yolos_jax.models.build import Model
 PADDING_ROW = {"flip": False, "crop": 0.0, "size": 1, "grid": 1}
 
 
+def check(layout: Layout) -> None:
+    """Raises ValueError for the layout of a model that knows padding from pictures."""
+    if not isinstance(layout, Sequences):
+        raise ValueError(
+            "--reference_padding is for a YOLOS, which would not know padding from pictures; this "
+            "model's batches are canvases, padded and masked as the original's are"
+        )
+
+
 def make_canvas_plan(
     index: Index,
     recipe: EvalRecipe,
@@ -36,7 +45,7 @@ def make_canvas_plan(
     batch_size: int,
     bucket_count: int,
     multiple: int,
-    layout: Layout,
+    layout: Sequences,
 ) -> tuple[Plan, np.ndarray]:
     """Plans an evaluation of groups of pictures that share a canvas.
 
@@ -57,14 +66,8 @@ def make_canvas_plan(
       patches of the canvas of each row, (1, 1) for padding rows.
 
     Raises:
-      ValueError: groups do not divide the batch, a model that knows padding from pictures, or as
-        ``make_eval_plan``.
+      ValueError: groups do not divide the batch, or as ``make_eval_plan``.
     """
-    if not isinstance(layout, Sequences):
-        raise ValueError(
-            "--reference_padding is for a YOLOS, which would not know padding from pictures; this "
-            "model's batches are canvases, padded and masked as the original's are"
-        )
     if group < 1 or batch_size % group:
         raise ValueError(
             f"batches of {batch_size} images do not divide into groups of {group} that share a "

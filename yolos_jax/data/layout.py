@@ -54,6 +54,7 @@ class Canvases(NamedTuple):
     """Pictures in the corners of canvases, in pixels."""
 
     patch_size: int = 1
+    most: int = 0  # pixels of a side, of which more have no position; 0: any number
 
     def buckets(
         self, index: Index, recipe: Recipe | EvalRecipe, count: int, multiple: int
@@ -63,7 +64,9 @@ class Canvases(NamedTuple):
         Those of evaluation have the very sizes of pictures, not multiples: what convolutions see
         beside a picture changes what they say of it, and many pictures of a set are of one size.
         """
-        return choose_canvases(index, recipe, count, multiple if isinstance(recipe, Recipe) else 1)
+        multiple = multiple if isinstance(recipe, Recipe) else 1
+        chosen = choose_canvases(index, recipe, count, multiple)
+        return tuple(self._checked(canvas) for canvas in chosen)
 
     def bucket_of(self, grid: tuple[int, int], multiple: int) -> Bucket:
         """The static shape for a picture of a height and width.
@@ -73,14 +76,23 @@ class Canvases(NamedTuple):
         """
         del multiple
         height, width = (_round_up(side, _STRIDE) for side in grid)
-        return CanvasBucket(height * width, height, width)
+        return self._checked(CanvasBucket(height * width, height, width))
 
     def whole(self, pixels: Array) -> tuple[Canvas, Bucket]:
         """Normalised pictures float32 [B, H, W, 3] as a batch that sees all of them."""
         size = np.tile(np.asarray(pixels.shape[1:3], np.int32), (len(pixels), 1))
         canvas = Canvas(pixels.astype(np.float32), size, np.ones(len(pixels), bool))
         height, width = pixels.shape[1:3]
-        return canvas, CanvasBucket(height * width, height, width)
+        return canvas, self._checked(CanvasBucket(height * width, height, width))
+
+    def _checked(self, canvas: CanvasBucket) -> CanvasBucket:
+        if self.most and max(canvas.rows, canvas.cols) > self.most:
+            raise ValueError(
+                f"a canvas of {canvas.rows}x{canvas.cols} pixels: learned positions reach "
+                f"{self.most} pixels down and across; use smaller pictures (preprocess.size and "
+                "max_size, augment.scales and max_size) or model.detr.position 'sine'"
+            )
+        return canvas
 
 
 Layout = Sequences | Canvases

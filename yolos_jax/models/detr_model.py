@@ -70,7 +70,9 @@ class DetrModel(NamedTuple):
     @property
     def layout(self) -> Canvases:
         """How it wants its pictures."""
-        return Canvases()
+        if self.config.position == "sine":
+            return Canvases()
+        return Canvases(most=detr_position.LEARNED_SIDE * resnet.stride(self.config.dilation))
 
     @property
     def constants(self) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ _EPSILON = 1e-5
 CONSTANTS = r"backbone/(.*/)?(bn\d|downsample_bn)/.*"
 
 
+def stride(dilation: bool) -> int:
+    """Pixels that the last stage has one cell for."""
+    return 16 if dilation else 32
+
+
 class FrozenBatchNorm(nn.Module):
     """A channel's scale and shift, from statistics that never change.
 
