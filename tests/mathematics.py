@@ -2,8 +2,8 @@
 
     python -m tests.mathematics OUT COORDINATOR PROCESSES ID VARIANT...
 
-A variant is ``fsdp:microbatches:matcher``. Process 0 writes ``OUT/VARIANT.npz`` for each: the loss
-of every step, and the parameters after the last by path.
+A variant is ``model:fsdp:microbatches:matcher``. Process 0 writes ``OUT/VARIANT.npz`` for each: the
+loss of every step, and the parameters after the last by path.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests import shared_programs, tiny
+from tests import shared_programs, tiny, tiny_detr
 from yolos_jax import launch
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.optimizer import paths
 
-STEPS, IMAGES = 20, 8
-VARIANTS = ("1:1:host", "2:1:host", "2:2:device")
+STEPS = 20
+MODELS = {"yolos": tiny, "detr": tiny_detr}
+IMAGES = {"yolos": 8, "detr": 4}
+SHARDED_FROM = {"yolos": 256, "detr": 64}  # elements: the models are small
+YOLOS = ("yolos:1:1:host", "yolos:2:1:host", "yolos:2:2:device")
+DETR = ("detr:1:1:host", "detr:2:1:host")
 
 
 def with_boxes_only(host: HostBatch, rows: slice) -> HostBatch:
@@ -38,15 +42,16 @@ def with_boxes_only(host: HostBatch, rows: slice) -> HostBatch:
     )
 
 
-def global_batch(number: int) -> HostBatch:
+def global_batch(model: str, number: int) -> HostBatch:
     """The same on every process; of 2 or 4 processes many have no box, or no readable picture."""
-    whole = tiny.make_batch(number, IMAGES, boxes=number != 7)
+    whole = MODELS[model].make_batch(number, IMAGES[model], boxes=number != 7)
+    part = IMAGES[model] // 4
     return {
-        1: with_boxes_only(whole, slice(0, 2)),
-        2: with_boxes_only(whole, slice(6, 8)),
-        3: with_boxes_only(whole, slice(4, 5)),
-        4: tiny.without(whole, slice(0, 4)),
-        5: tiny.without(whole, [3, 6]),
+        1: with_boxes_only(whole, slice(0, part)),
+        2: with_boxes_only(whole, slice(3 * part, 4 * part)),
+        3: with_boxes_only(whole, slice(2 * part, 2 * part + 1)),
+        4: tiny.without(whole, slice(0, 2 * part)),
+        5: tiny.without(whole, [2 * part - 1, 3 * part]),
     }.get(number % 8, whole)
 
 
@@ -56,14 +61,17 @@ def rows_of(host: HostBatch, rows: np.ndarray) -> HostBatch:
     return host._replace(batch=arrays[0], targets=arrays[1])
 
 
-def run(mesh: jax.sharding.Mesh, microbatches: int, where: str) -> dict[str, np.ndarray]:
+def run(mesh: jax.sharding.Mesh, variant: str) -> dict[str, np.ndarray]:
     """Trains; returns ``losses`` [STEPS] and every parameter by its path."""
-    train_step = tiny.make_step(mesh, tiny.make_config(**{"matcher.where": where}))
-    state, losses = tiny.start(train_step), []
-    mine = mesh_lib.host_rows(mesh, IMAGES, microbatches)
+    model, fsdp, microbatches, where = variant.split(":")
+    assert mesh.shape["fsdp"] == int(fsdp)
+    own = MODELS[model]
+    train_step = tiny.make_step(mesh, own.make_config(**{"matcher.where": where}), own.CLASSES)
+    state, losses = own.start(train_step), []
+    mine = mesh_lib.host_rows(mesh, IMAGES[model], int(microbatches))
     for number in range(STEPS):
-        host = rows_of(global_batch(number), mine)
-        parts = mesh_lib.put_microbatches(host, mesh, microbatches)
+        host = rows_of(global_batch(model, number), mine)
+        parts = mesh_lib.put_microbatches(host, mesh, int(microbatches))
         state, metrics = train_step(state, parts, host.bucket, tiny.LR)
         losses.append(float(metrics["loss"]))
     params = mesh_lib.gather_rows(state.params)
@@ -77,10 +85,10 @@ def main(out: str, coordinator: str, processes: str, number: str, *variants: str
     config.mesh.coordinator, config.mesh.wait_seconds = coordinator, 60
     config.mesh.num_processes, config.mesh.process_id = int(processes), int(number)
     launch.initialise(config.mesh, config.to_dict())
-    mesh_lib.SHARDED_FROM = 256  # the model is small
     for variant in variants:
-        fsdp, microbatches, where = variant.split(":")
-        found = run(mesh_lib.make_mesh(int(fsdp)), int(microbatches), where)
+        model, fsdp, *_ = variant.split(":")
+        mesh_lib.SHARDED_FROM = SHARDED_FROM[model]
+        found = run(mesh_lib.make_mesh(int(fsdp)), variant)
         if jax.process_index() == 0:
             np.savez(Path(out) / f"{variant}.npz", **found)
 

@@ -22,7 +22,7 @@ def write_pictures(root: Path) -> Path:
     return root
 
 
-def flags(pictures: Path, workdir: Path, **changes) -> list[str]:
+def flags(pictures: Path, workdir: Path, config: str = "shapes", **changes) -> list[str]:
     """Of ``train.py``: four epochs, evaluated after each, saved every two steps besides."""
     values = {
         "data.root": pictures, "epochs": 4, "batch_size": 16,
@@ -35,7 +35,7 @@ def flags(pictures: Path, workdir: Path, **changes) -> list[str]:
         "log.every_steps": 1, "log.pictures": 0,
     } | changes  # fmt: skip
     given = [f"--config.{key}={value}" for key, value in values.items()]
-    return ["--config=configs/shapes.py", f"--workdir={workdir}", *given]
+    return [f"--config=configs/{config}.py", f"--workdir={workdir}", *given]
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -58,11 +58,11 @@ def make_batch(seed: int, size: int = 8, bucket: Bucket = BUCKET, boxes: bool = 
 
 def without(host: HostBatch, rows) -> HostBatch:
     """The batch with some rows unreadable."""
-    image_valid, grid = host.batch.image_valid.copy(), host.batch.grid.copy()
+    pictures, size, image_valid = jax.tree.map(np.copy, host.batch)
     target_valid = host.targets.target_valid.copy()
-    image_valid[rows], grid[rows], target_valid[rows] = False, 1, False
+    image_valid[rows], size[rows], target_valid[rows] = False, 1, False
     return host._replace(
-        batch=host.batch._replace(image_valid=image_valid, grid=grid),
+        batch=type(host.batch)(pictures, size, image_valid),
         targets=host.targets._replace(target_valid=target_valid),
     )
 
