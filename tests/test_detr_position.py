@@ -60,7 +60,9 @@ def test_a_cell_is_real_where_its_pixel_is():
     assert real[2].all()
 
 
-@pytest.mark.parametrize(("dilation", "pixels"), [(False, 1600), (True, 800)])
+@pytest.mark.parametrize(
+    ("dilation", "pixels"), [(False, 1600), pytest.param(True, 800, marks=pytest.mark.slow)]
+)
 def test_layouts_know_how_far_learned_tables_reach(dilation, pixels):
     model = tiny_detr.make_model(position="learned", dilation=dilation)
     assert model.layout.most == pixels
