@@ -118,6 +118,26 @@ def test_collectives_as_they_stand_in_programs_for_tpu():
     assert looped[:7] == ("all-reduce", (("f32", (8,)),), 32, 0, False, True, 6)
 
 
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("mesh['data'=8,'fsdp'=2] {'data'}", 8),
+        ("mesh['data'=8,'fsdp'=2] {'data','fsdp'}", 16),
+        # Of data = 0..7 those that differ in the last of its 4 x 2: 0 and 1, 2 and 3, ...
+        ("mesh['data'=8,'fsdp'=2] {'data':(4)2}", 2),
+        ("mesh['data'=8,'fsdp'=2] {'data':(1)4}", 4),  # 0, 2, 4, 6 and 1, 3, 5, 7
+        ("mesh['data'=8,'fsdp'=2] {'fsdp','data':(2)2}", 4),
+        # The first and the last of 2 x 2 x 2: 0, 1, 4, 5 and 2, 3, 6, 7.
+        ("mesh['data'=8], device_ids=(1,0,2,3,4,5,6,7) {'data':(1)2,'data':(4)2}", 4),
+        ("mesh['data'=8,'fsdp'=1] {}", 1),
+    ],
+)
+def test_devices_of_a_group_by_axes_of_a_mesh(groups, devices):
+    text = MODULE.replace("replica_groups={},", f"replica_groups={groups}, channel_id=1,")
+    numbers = hlo.collectives(text)[-1]
+    assert (numbers.kind, numbers.group) == ("all-reduce", devices)
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["data", "fsdp"])
 def compiled(request):
     """A step on 8 devices, and the collectives of its programs, numbers left out."""

@@ -65,6 +65,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'?([^',=]+)'?=(\d+)")
+_GROUP_AXIS = re.compile(r"'?([^',:]+)'?(?::\(\d+\)(\d+))?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
@@ -268,11 +270,18 @@ def _payload(
 
 
 def _group(attributes: str) -> int:
+    """How many devices take part together, by ``replica_groups`` in any of its forms; 0: all.
+
+    One form names axes of a mesh, ``mesh['data'=8,'fsdp'=2] {'data':(4)2,'fsdp'}``:
+    a group spans those in braces. ``:(4)2`` is a part of an axis as Shardy writes it, here of 2
+    devices where 4 lie before it: ``data`` is split into 4, 2 and what is left. No axis: alone.
+    """
     if match := _IOTA_GROUPS.search(attributes):
         return int(match.group(2))
     if match := _MESH_GROUPS.search(attributes):
-        sizes = dict(axis.split("=") for axis in match.group(1).split(","))
-        return math.prod(int(sizes[axis.strip()]) for axis in match.group(2).split(","))
+        sizes = dict(_MESH_AXIS.findall(match.group(1)))
+        axes = _GROUP_AXIS.findall(match.group(2))
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     if match := _GROUPS.search(attributes):
         return len([member for member in match.group(1).split(",") if member])
     return 0
