@@ -101,6 +101,7 @@ def main(argv: list[str]) -> None:
     try:
         asked = preemption.Preemption().listen()  # while importing, too
         from yolos_jax import launch, trainer
+        from yolos_jax.programs import Programs
 
         summary = trainer.train(
             _CONFIG.value,
@@ -118,6 +119,8 @@ def main(argv: list[str]) -> None:
         launch.end(f"train.py: {error}")
     if launch.is_first():
         print(json.dumps(summary))
+    if Programs.abandoned:
+        launch.finish()
 
 
 if __name__ == "__main__":

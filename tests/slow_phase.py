@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from yolos_jax import checkpoint, evaluation, startup, step, visualize
 from yolos_jax.watchdog import Watchdog
 
@@ -20,6 +22,8 @@ PHASES = {
     "scoring": (evaluation, "coco_metrics"),
     "drawing": (visualize, "split_sheet"),
 }
+COMPILER = "compiler"  # no phase of its own: any program, in the thread that compiles it
+_OWNERS = PHASES | {COMPILER: (jax.stages.Lowered, "compile")}
 PATIENCE = 3600  # seconds
 
 
@@ -62,7 +66,7 @@ def watch_only(phase: str) -> None:
 
 
 def _wrap(phase: str, delay: Callable[[], None]) -> None:
-    owner, name = PHASES[phase]
+    owner, name = _OWNERS[phase]
     original = getattr(owner, name)
 
     @functools.wraps(original)

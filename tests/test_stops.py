@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests import dying_train, small_run
-from tests.slow_phase import PHASES
+from tests.slow_phase import COMPILER, PATIENCE, PHASES
 
 pytestmark = pytest.mark.slow
 STOP_SECONDS = 30  # from SIGTERM to the end of all processes, on a machine that is theirs
@@ -79,6 +79,24 @@ def test_a_request_to_stop_saves_once_and_the_same_command_goes_on(
     lines = small_run.metrics(workdir)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_request_to_stop_does_not_wait_for_the_compiler(pictures, tmp_path, count):
+    flags = small_run.flags(pictures, tmp_path / "run", **CHANGES)
+    plans = [{"prolong": (COMPILER, PATIENCE)}] * count
+    with dying_train.Group(tmp_path / "printed", flags, plans) as group:
+        group.wait_for(0, f"now {COMPILER}")
+        group.signal(signal.SIGTERM, count - 1)
+        started = time.monotonic()
+        codes = group.wait(20 * STOP_SECONDS)
+        seconds = time.monotonic() - started
+    assert codes == [0] * count, group.printed()
+    assert "stopped at step 0 of 12 as asked and saved" in group.output(0)
+    assert json.loads(group.output(0).splitlines()[-1])["step"] == 0
+    assert saved(tmp_path / "run") == [0]
+    assert seconds < STOP_SECONDS * busy()
+    print(f"{COMPILER} on {count}: all had ended {seconds:.1f} s after SIGTERM, load {busy():.1f}")
 
 
 @pytest.mark.parametrize("leave", [True, False])

@@ -20,7 +20,8 @@ from yolos_jax import agreement, cluster, waiting
 from yolos_jax.meeting import Meeting
 from yolos_jax.preemption import Preemption, Stopped
 
-__all__ = ["Preemption", "Stopped", "end", "fail", "initialise", "is_first", "leave", "stop"]
+__all__ = ["Preemption", "Stopped", "end", "fail", "finish", "initialise", "is_first"]
+__all__ += ["leave", "stop"]
 
 OWN_REASON_SECONDS = 2  # for every process to report itself what ends all of them
 
@@ -144,6 +145,12 @@ class _Together:
         if self._reporting.acquire(blocking=False):
             self._leave(why)
 
+    def finish(self) -> None:
+        """Ends this process with its work done, as all others end."""
+        self.meeting.leave()
+        if not self.meeting.place.number:
+            self.meeting.outlast(5 * OWN_REASON_SECONDS)
+
     def _leave(self, why: str) -> None:
         # At once: at exit jax would wait for processes that are leaving likewise.
         _tell(f"{why}, before the first step; nothing to save")
@@ -186,6 +193,14 @@ def leave(message: str) -> None:
     which may crash.
     """
     _tell(message)
+    _exit(0)
+
+
+def finish() -> None:
+    """Ends the program, whose work is done, without waiting for threads that still compile."""
+    together = _together()
+    if together is not None:
+        together.finish()
     _exit(0)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import itertools
+import threading
 import time
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 from yolos_jax.batch import Batch, Bucket, Canvas
 
 LONGEST_COMPILATION = 24 * 3600  # seconds that processes wait for each other
+BETWEEN_QUESTIONS = 2.0  # seconds of compiling, in which nobody asks whether to stop
 
 
 class UnexpectedProgram(UserWarning):
@@ -42,10 +45,14 @@ class Programs:
     """
 
     _numbers = itertools.count()  # of all programs of this process: names are to be used once
+    abandoned = False  # one of this process' threads compiles what nobody waits for any more
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, Hashable], Program] = {}
         self.expected: tuple[Hashable, ...] | None = None  # shapes; None: any
+        # Asked every few seconds while a program is compiled, equally often on all processes, which
+        # must all have set it, or none. What it raises ends the waiting; the compiler has no brake.
+        self.meanwhile: Callable[[], None] | None = None
 
     def expect(self, shapes: Iterable[Hashable]) -> None:
         """Announces the shapes that programs will be made for."""
@@ -75,26 +82,34 @@ class Programs:
         if (kind, shape) not in self._made:
             started = time.monotonic()
             lowered = jitted.lower(*args)
-            compiled = lowered.compile()
+            compiled = self._compile(lowered, kind)
             outputs = jax.tree.map(
                 lambda info, place: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=place),
                 lowered.out_info,
                 compiled.output_shardings,
             )
-            program = Program(compiled, outputs, time.monotonic() - started)
-            if jax.process_count() > 1:
-                self._wait_for_others(kind)
-            self._made[kind, shape] = program
+            self._made[kind, shape] = Program(compiled, outputs, time.monotonic() - started)
         return self._made[kind, shape]
 
-    def _wait_for_others(self, kind: str) -> None:
-        # One that found it in its cache must not run it yet: on CPUs the first exchange of
-        # numbers gives the others half a minute (gloo), which they may need to compile.
-        from orbax.checkpoint import multihost  # a step on one device does without
-
-        multihost.get_barrier_sync_fn()(
-            key=f"program {next(self._numbers)}: {kind}", timeout_ms=LONGEST_COMPILATION * 1000
-        )
+    def _compile(self, lowered: jax.stages.Lowered, kind: str) -> jax.stages.Compiled:
+        name = f"program {next(self._numbers)}, {kind}"
+        if self.meanwhile is None:
+            compiled = lowered.compile()
+            _all_have_it(f"{name}, 0", True)
+            return compiled
+        # Beside this thread, to which signals come: it would notice none before the compiler ends.
+        result = futures.Future()
+        threading.Thread(target=_fulfil, args=(result, lowered.compile), daemon=True).start()
+        try:
+            for number in itertools.count():
+                futures.wait([result], BETWEEN_QUESTIONS)
+                if _all_have_it(f"{name}, {number}", result.done()):
+                    return result.result()
+                self.meanwhile()
+        except BaseException:
+            # On every process, though there may be some that have compiled it: they leave alike.
+            Programs.abandoned = Programs.abandoned or not result.done() or jax.process_count() > 1
+            raise
 
     def items(self) -> list[tuple[str, Hashable, Program]]:
         """Every program with its kind and shape, in the order they were made."""
@@ -103,6 +118,29 @@ class Programs:
     def counts(self) -> dict[str, int]:
         """How many programs of each kind there are; kinds without any are left out."""
         return dict(collections.Counter(kind for kind, _ in self._made))
+
+
+def _fulfil(result: futures.Future, compute: Callable[[], Any]) -> None:
+    try:
+        result.set_result(compute())
+    except BaseException as error:  # for whoever waits for the result
+        result.set_exception(error)
+
+
+def _all_have_it(name: str, here: bool) -> bool:
+    """Whether every process has a program, asked by all of them under a name of its own.
+
+    One that found it in its cache must not run it yet: on CPUs the first exchange of numbers gives
+    the others half a minute (gloo), which they may need to compile.
+    """
+    if jax.process_count() == 1:
+        return here
+    from orbax.checkpoint import multihost  # a step on one device does without
+
+    client = multihost.get_jax_distributed_client()
+    client.key_value_set(f"{name}/{jax.process_index()}", str(here))
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=LONGEST_COMPILATION * 1000)
+    return all(said == str(True) for _, said in client.key_value_dir_get(f"{name}/"))
 
 
 def abstract(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -18,7 +18,7 @@ from yolos_jax.watchdog import Watchdog
 
 
 class StopRequested(Exception):
-    """Evaluation was left because the run is to stop."""
+    """The run is to save and stop: what is under way is left."""
 
 
 def train(
@@ -105,47 +105,56 @@ class Trainer:
 
     def fit(self) -> dict:
         """Runs to the end, or to a request to stop."""
+        run = self.run
+        run.train_step.compiled.meanwhile = run.predict_step.compiled.meanwhile = self.check_stop
+        batches = run.train_batches(self.progress.step)
+        try:
+            return self.go_on(batches)
+        except StopRequested:
+            return self.stop()
+        finally:
+            batches.close()
+
+    def go_on(self, batches: Iterator[HostBatch]) -> dict:
+        """Runs to the end."""
         # Order, on which exact resume rests: restore (done), compile if asked to, then repeat
         # {evaluate if due, save if due, next batch, step, log}; after the last step evaluate,
         # save, draw. Evaluating and saving see the state before a batch is taken, so a run that
         # dies in one of them does it again, and then takes the same batch.
         progress = self.progress
-        batches = self.run.train_batches(progress.step)
-        try:
-            if progress.step < self.run.total_steps and not self.compile_ahead():
-                return self.stop()
-            while progress.step < self.run.total_steps:
-                if self.evaluation_due() and not self.evaluate():
-                    return self.stop()
-                if self.due(self.run.save_every) or progress.evaluated == progress.step:
-                    self.save()
-                if self.preemption.requested(progress.step):
-                    return self.stop()
-                self.watchdog.watch("reading", step=progress.step)
-                self.train_on(next(batches))
-        finally:
-            batches.close()
+        if progress.step < self.run.total_steps:
+            self.compile_ahead()
+        while progress.step < self.run.total_steps:
+            if self.evaluation_due():
+                self.evaluate()
+            if self.due(self.run.save_every) or progress.evaluated == progress.step:
+                self.save()
+            self.check_stop()
+            self.watchdog.watch("reading", step=progress.step)
+            self.train_on(next(batches))
+        batches.close()
         self.read_metrics()
-        # A run that was finished before has its sheet of pictures; nothing is left to do then.
-        if (progress.evaluated < progress.step or self.sheet().missing()) and not self.evaluate():
-            return self.stop()
+        # A run that was finished before has its sheet of pictures: nothing is left to do.
+        if progress.evaluated < progress.step or self.sheet().missing():
+            self.evaluate()
         self.save()
         self.run.checkpoints.wait()
         pictures = self.sheet().draw(self.run.data.val, self.results)
         return self.summary(finished=True, pictures=pictures)
 
-    def compile_ahead(self) -> bool:
-        """Compiles all programs, if the configuration says so; False: asked to stop meanwhile."""
-        run, progress = self.run, self.progress
-        if not run.config.compile.ahead:
-            return True
-        lines = compilation.compile_ahead(run.train_step, run.predict_step, progress.state.params)
-        for line in lines:
-            self.watchdog.watch("compiling", step=progress.step)
-            self.log.say(line)
-            if self.preemption.requested(progress.step):
-                return False
-        return True
+    def check_stop(self) -> None:
+        """Raises StopRequested if it is so; all processes call it equally often."""
+        if self.preemption.requested(self.progress.step):
+            raise StopRequested
+
+    def compile_ahead(self) -> None:
+        """Compiles all programs, if the configuration says so."""
+        run, params = self.run, self.progress.state.params
+        if run.config.compile.ahead:
+            for line in compilation.compile_ahead(run.train_step, run.predict_step, params):
+                self.watchdog.watch("compiling", step=self.progress.step)
+                self.log.say(line)
+                self.check_stop()
 
     def evaluation_due(self) -> bool:
         """Whether this step is one to evaluate at, and not evaluated yet."""
@@ -199,40 +208,34 @@ class Trainer:
             self.log.say(f"not read: {message}")
         return said
 
-    def evaluate(self) -> bool:
-        """Scores the validation split; returns whether it was finished (False: asked to stop)."""
+    def evaluate(self) -> None:
+        """Scores the validation split."""
         run, progress = self.run, self.progress
         self.read_metrics()
         started = time.monotonic()
-        params = progress.state.params if progress.state.ema is None else progress.state.ema
-        try:
-            result = evaluation.evaluate(
-                run.predict_step,
-                params,
-                run.data.val,
-                run.data.eval_plan,
-                self.watched(run.eval_batches()),
-                run.mesh,
-                run.data.ground_truth,
-            )
-        except StopRequested:
-            return False
+        state = progress.state
+        result = evaluation.evaluate(
+            run.predict_step,
+            state.params if state.ema is None else state.ema,
+            run.data.val,
+            run.data.eval_plan,
+            self.watched(run.eval_batches()),
+            run.mesh,
+            run.data.ground_truth,
+        )
         if result.unreadable:
             said = self.name_unreadable(result.messages, training=False)
             self.health.check_validation(len(result.unreadable), len(run.data.val), said)
-        progress.evaluated = progress.step
-        progress.evaluation = result.metrics
+        progress.evaluated, progress.evaluation = progress.step, result.metrics
         self.results = result.results
         self.log.evaluation(progress.step, result.metrics, time.monotonic() - started)
-        return True
 
     def watched(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-        """Passes batches on until a request to stop arrives; then raises StopRequested."""
+        """Passes batches on until there is a request to stop."""
         with contextlib.closing(batches):
             for batch in batches:
                 self.run.checkpoints.check()
-                if self.preemption.requested(self.progress.step):
-                    raise StopRequested
+                self.check_stop()
                 self.watchdog.watch(
                     "evaluating",
                     step=self.progress.step,
