@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from tests import test_trainer
 from yolos_jax import checkpoint, compilation, launch, startup
+from yolos_jax import programs as programs_lib
 from yolos_jax.data import shapes
 from yolos_jax.programs import Programs, UnexpectedProgram
+from yolos_jax.trainer import StopRequested
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 FOUND = "/jax/compilation_cache/cache_hits"
@@ -194,3 +198,66 @@ def test_programs_that_were_looked_at_are_not_read_again(tmp_path, monkeypatch):
     (tmp_path / "c-cache").touch()
     compilation.remove_cut_off(tmp_path)
     assert sorted(read) == ["a-cache", "b-cache", "c-cache"]
+
+
+class Lowered:
+    """What ``jax.jit`` would give, whose compilation lasts until it is let go."""
+
+    out_info = ()
+
+    def __init__(self, error=None):
+        self.go, self.error = threading.Event(), error
+
+    def lower(self):
+        return self
+
+    def compile(self):
+        self.go.wait(60)
+        if self.error:
+            raise self.error
+        return SimpleNamespace(output_shardings=())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(programs_lib, "BETWEEN_QUESTIONS", 0.01)
+    monkeypatch.setattr(Programs, "abandoned", False)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_while_it_compiles_it_is_asked_whether_to_go_on():
+    programs, lowered, asked = Programs(), Lowered(), []
+
+    def ask():
+        asked.append(1)
+        if len(asked) == 3:
+            lowered.go.set()
+
+    programs.meanwhile = ask
+    program = programs.make("forward", 1, lowered)
+    assert program.compiled.output_shardings == () and len(asked) >= 3
+    assert programs.make("forward", 1, None) is program
+    assert not Programs.abandoned
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_nobody_waits_for_is_abandoned():
+    programs, lowered = Programs(), Lowered()
+
+    def stop():
+        raise StopRequested
+
+    programs.meanwhile = stop
+    with pytest.raises(StopRequested):
+        programs.make("forward", 1, lowered)
+    assert Programs.abandoned and not programs.counts()
+    lowered.go.set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_the_compiler_refuses_is_said_where_it_was_asked():
+    programs, lowered = Programs(), Lowered(ValueError("no room"))
+    programs.meanwhile = lowered.go.set
+    with pytest.raises(ValueError, match="no room"):
+        programs.make("forward", 1, lowered)
+    assert not Programs.abandoned

@@ -146,7 +146,8 @@ class _Together:
             self._leave(why)
 
     def finish(self) -> None:
-        """Ends this process with its work done, as all others end."""
+        """Says that this process has done its work, and lets the others go first."""
+        self._reporting.acquire(blocking=False)  # From now on nobody is missed who goes.
         self.meeting.leave()
         if not self.meeting.place.number:
             self.meeting.outlast(5 * OWN_REASON_SECONDS)
