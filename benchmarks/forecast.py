@@ -164,6 +164,9 @@ def peak(program: dict) -> int:
     return max(program["peak"], parts) + program["generated_code"]
 
 
+NEAR = 8  # images by which a line through two known needs may be wrong
+
+
 def largest(need: Callable[[int], int | None], limit: int, first: int, tries: int = 5) -> int:
     """The most images per chip whose programs fit, by few compilations.
 
@@ -204,5 +207,6 @@ def _next(known: dict[int, int | None], fits: int, over: int | None, limit: int)
         slope = (large - small) / (high - low)
         guess = int(low + (limit - small) / slope) if slope > 0 else 2 * high
     if over is not None and guess >= over:
-        guess = over - 1 if len(points) > 1 else (fits + over) // 2
+        near = len(points) > 1 and over - fits <= NEAR  # else the line has misled
+        guess = over - 1 if near else (fits + over) // 2
     return guess

@@ -89,8 +89,9 @@ def describe(config: Any, mesh: Mesh, shape: step.StepShape, num_classes: int) -
     Returns:
       ``programs``: of 'forward' and 'update' the bytes on one device of arguments, results, what
       of them lies in arguments' places, temporaries, code, and the peak that the compiler states;
-      the collectives (fields of ``hlo.Collective``); the seconds that compiling took. Besides
-      ``params_bytes``, ``state_bytes``, ``batch_bytes`` and ``residual_bytes`` on one device.
+      the collectives (fields of ``hlo.Collective``), or why jax cannot read them (``unread``); the
+      seconds that compiling took. Besides ``params_bytes``, ``state_bytes``, ``batch_bytes`` and
+      ``residual_bytes`` on one device.
     """
     model = build_model(config.model, num_classes, mesh)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -115,7 +116,13 @@ def _read(program: Any) -> dict:
     found = {name: getattr(sizes, f"{name}_size_in_bytes") for name in names}
     found["peak"] = sizes.peak_memory_in_bytes
     found["seconds"] = round(program.seconds, 1)
-    found["collectives"] = [c._asdict() for c in hlo.collectives(program.compiled.as_text())]
+    found["unread"], found["collectives"] = "", []
+    try:
+        text = program.compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # of a compiler that is newer than this jaxlib
+        found["unread"] = str(error).splitlines()[0]
+    else:
+        found["collectives"] = [c._asdict() for c in hlo.collectives(text)]
     return found
 
 

@@ -143,10 +143,11 @@ def examine(case: Case, cache: Path) -> dict:
     chip, model = slices.CHIPS[case.chip], read_recipe(case.recipe).model
     operations = forecast.work(model, NUM_CLASSES, found["bucket"], chip.systolic)
     seconds = forecast.step_seconds(found["programs"], operations, case.images, chip, case.chips)
+    unread = any(program["unread"] for program in found["programs"].values())
     row |= {
         "memory": forecast.memory(found),
         "seconds_of_step": seconds._asdict(),
-        "efficiency": seconds.efficiency,
+        "efficiency": None if unread else seconds.efficiency,
         "mfu": operations.model * case.images / chip.flops / seconds.step,
     }
     if row["memory"] > chip.memory:
@@ -164,7 +165,8 @@ def report(row: dict, model: Any, chip: slices.Chip) -> str:
             f"results {gib(program['output'])}, temporaries {gib(program['temp'])}; "
             f"compiled in {program['seconds']:.0f} s"
         )
-        lines += [f"    {line}" for line in collectives_by_kind(program["collectives"])]
+        unread = program["unread"] and [f"collectives are not known: {program['unread']}"]
+        lines += [f"    {line}" for line in unread or collectives_by_kind(program["collectives"])]
     lines.append(
         f"  a chip needs {gib(row['memory'])} of {gib(chip.memory)}: the state "
         f"{gib(row['state_bytes'])}, what backward keeps {gib(row['residual_bytes'])}"
@@ -173,7 +175,7 @@ def report(row: dict, model: Any, chip: slices.Chip) -> str:
     lines.append(
         f"  step at least {ms(times.step)}: computing {ms(times.compute)}, memory traffic "
         f"{ms(times.traffic)}, collectives {ms(times.collectives)} of which {ms(times.exposed)} "
-        f"exposed; efficiency {row['efficiency']:.1%}, model operations at most "
+        f"exposed; efficiency {percent(row['efficiency'])}, model operations at most "
         f"{row['mfu']:.1%} of the peak"
     )
     return "\n".join(lines)
@@ -209,9 +211,14 @@ def table(rows: list[dict]) -> str:
         times = forecast.Seconds(**row["seconds_of_step"])
         lines.append(
             f"{row['name']:58s} {gib(row['memory']):>10s} {ms(times.step):>9s} "
-            f"{ms(times.exposed):>9s} {row['efficiency']:10.1%}"
+            f"{ms(times.exposed):>9s} {percent(row['efficiency']):>10s}"
         )
     return "\n".join(lines)
+
+
+def percent(share: float | None) -> str:
+    """As text; None: '-'."""
+    return "-" if share is None else f"{share:.1%}"
 
 
 def largest(case: Case, cache: Path) -> dict:

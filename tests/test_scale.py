@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import forecast, planned, scale, slices, tpu_memory
+from benchmarks import forecast, planned, scale, slices
 from tests.tiny import BUCKET, CLASSES, TARGETS, make_config, mesh_of
 from yolos_jax import step
 from yolos_jax.data.plan import Recipe, make_plan
@@ -111,6 +111,13 @@ def test_the_most_images_that_fit(first, most):
     assert len(asked) == len(set(asked)) <= 8
 
 
+def test_two_points_that_mislead_cost_few_tries():
+    def need(images):  # As the compiler says of B on v5e: it takes another way at 30 images.
+        return {24: 1419, 26: 1423, 29: 1488}.get(images, 400 + 40 * images) + 650 * (images > 29)
+
+    assert forecast.largest(need, 1575, 24, tries=7) == 29
+
+
 def test_facts_of_a_compiled_step_and_their_report(tmp_path, capsys, monkeypatch):
     config, mesh = make_config(), mesh_of(8)
     found = planned.describe(config, mesh, step.StepShape(BUCKET, 16, TARGETS), CLASSES)
@@ -142,6 +149,15 @@ def test_facts_of_a_compiled_step_and_their_report(tmp_path, capsys, monkeypatch
     small = slices.CHIPS | {"v5e": V5E._replace(memory=1000)}
     monkeypatch.setattr(slices, "CHIPS", small)
     assert scale.examine(case, tmp_path)["error"] == "needs 0.00 GiB of 0.00 GiB"
+
+    # Where jax cannot read what the compiler wrote, nothing is said of collectives.
+    unread = {kind: program | {"unread": "INTERNAL"} for kind, program in found["programs"].items()}
+    monkeypatch.setattr(scale, "facts", lambda *_: found | {"programs": unread})
+    capsys.readouterr()
+    assert scale.examine(case, tmp_path)["efficiency"] is None
+    printed = capsys.readouterr().out
+    assert "collectives are not known: INTERNAL" in printed and "all-reduce" not in printed
+    assert "efficiency -," in printed
     assert scale.table([row]).count("\n") == 2
 
 
@@ -149,7 +165,7 @@ def canned(case, cache, memory=2**30):
     """What the compiler might say of a case: a gibibyte of temporaries per image."""
     program = {
         "argument": 0, "output": 0, "alias": 0, "temp": 0, "generated_code": 0, "seconds": 1.0,
-        "peak": memory * case.images, "collectives": [REDUCE],
+        "peak": memory * case.images, "collectives": [REDUCE], "unread": "",
     }  # fmt: skip
     sizes = dict.fromkeys(("params_bytes", "state_bytes", "batch_bytes", "residual_bytes"), 0)
     programs = {"forward": program, "update": program}
@@ -194,45 +210,6 @@ def test_the_search_makes_the_table_of_the_documentation(monkeypatch, tmp_path, 
     row = "| yolos_s | v5e | 1 | 15 | 15.00 GiB of 15.75 GiB | 120, 960, 3,840 |"
     assert table[2] == row
     assert table[1].startswith("| yolos_ti | v6e | 1 | 31 |")
-
-
-@pytest.mark.usefixtures("environment")
-def test_temporaries_of_two_forms_of_attention_are_compared(monkeypatch, tmp_path, capsys):
-    def of_so_much(case, cache):
-        found = canned(case, cache)
-        size = {"splash": 2, "stock": 8}[case.attention] * case.images * 2**20
-        programs = {
-            kind: found["programs"][kind] | {"temp": factor * size}
-            for kind, factor in (("forward", 1), ("update", 3))
-        }
-        return found | {"programs": programs}
-
-    monkeypatch.setitem(sys.modules, "libtpu", SimpleNamespace())
-    monkeypatch.setattr(planned, "facts", of_so_much)
-    out = tmp_path / "out.json"
-    monkeypatch.setattr(sys, "argv", ["tpu_memory", "--out", str(out)])
-    tpu_memory.main()
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["recipe"], row["program"]) for row in rows] == [
-        (recipe, program) for recipe in ("yolos_s", "yolos_b") for program in ("forward", "update")
-    ]
-    assert [row["splash_MiB"] for row in rows] == [2, 6] * 2
-    assert {row["ratio"] for row in rows} == {0.25}
-    assert rows[0]["tokens"] == 1 + 100 + 2459
-    assert (
-        "yolos_s on v5e:2x4, fsdp 1, 2 images per chip, attention 'stock'"
-        in capsys.readouterr().out
-    )
-
-
-def test_a_case_compiles_with_its_attention(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(planned, "slice_mesh", lambda *_: None)
-    monkeypatch.setattr(planned, "longest", lambda _: (BUCKET, TARGETS))
-    monkeypatch.setattr(planned, "describe", lambda config, *_: seen.append(config) or {})
-    for attention in ("auto", "stock"):
-        planned.facts(planned.Case("v5e", 8, "yolos_s", 1, 2, attention), tmp_path)
-    assert [config.model.attention for config in seen] == ["auto", "stock"]
 
 
 def test_without_any_choice_representative_cases_are_compiled():
