@@ -205,7 +205,9 @@ def _next(known: dict[int, int | None], fits: int, over: int | None, limit: int)
     else:
         (low, small), (high, large) = points
         slope = (large - small) / (high - low)
-        guess = int(low + (limit - small) / slope) if slope > 0 else 2 * high
+        # Near the limit the compiler may find savings: needs hardly grow, or fall.
+        guess = int(low + (limit - small) / slope) if slope > 0 else high + 1
+        guess = min(guess, 2 * high)
     if over is not None and guess >= over:
         near = len(points) > 1 and over - fits <= NEAR  # else the line has misled
         guess = over - 1 if near else (fits + over) // 2
