@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     except preemption.Stopped as reason:
         launch.leave(f"train.py: {reason}, before the first step; nothing to save")
     except ValueError as error:
-        launch.fail(f"train.py: {error}")
+        (launch.end if Programs.abandoned else launch.fail)(f"train.py: {error}")
     except OSError as error:
         # A thread that was writing a checkpoint may never end: it is not waited for.
         launch.end(f"train.py: {error}")

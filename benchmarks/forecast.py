@@ -34,6 +34,7 @@ ASSUMPTIONS = (
     "not counted: matching on the host between the two programs, reading pictures, slices joined "
     "by the data centre's network",
 )
+NEAR = 8  # images by which a line through two known needs may be wrong
 
 
 class Work(NamedTuple):
@@ -164,9 +165,6 @@ def peak(program: dict) -> int:
     return max(program["peak"], parts) + program["generated_code"]
 
 
-NEAR = 8  # images by which a line through two known needs may be wrong
-
-
 def largest(need: Callable[[int], int | None], limit: int, first: int, tries: int = 5) -> int:
     """The most images per chip whose programs fit, by few compilations.
 
@@ -195,7 +193,10 @@ def largest(need: Callable[[int], int | None], limit: int, first: int, tries: in
 
 
 def _next(known: dict[int, int | None], fits: int, over: int | None, limit: int) -> int:
-    """Where the line through the two largest known needs meets the limit; else halfway."""
+    """Where the line through the two largest known needs meets the limit, or a step beyond them.
+
+    Never beyond twice what is known to fit; halfway where the line leads to what does not.
+    """
     points = sorted((images, size) for images, size in known.items() if size is not None)[-2:]
     if fits == 0:
         return (over or 1) // 2

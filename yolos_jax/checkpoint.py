@@ -249,7 +249,7 @@ class Checkpoints:
         if damaged.all():
             raise ValueError(
                 f"every checkpoint in {self.directory} is damaged (steps {sorted(steps)}): move "
-                f"the folder away to start anew; {'; '.join(found.values())}"
+                f"the folder away to start anew{''.join(f'; {why}' for why in found.values())}"
             )
         report_damage(found)
         for step in np.array(steps)[damaged].tolist():

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from yolos_jax import trainer
+from yolos_jax import launch, trainer
 from yolos_jax.data import shapes
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "shapes.py"
@@ -46,7 +46,7 @@ def main() -> None:
     summary["pictures"] = [os.path.relpath(path) for path in summary["pictures"]]
     print(json.dumps(summary | {"seconds": round(time.monotonic() - started, 1)}))
     if not summary["finished"]:
-        sys.exit(1)
+        launch.finish(1)  # A thread may still compile.
 
 
 if __name__ == "__main__":

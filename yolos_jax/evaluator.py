@@ -151,6 +151,7 @@ def plan_batches(
     recipe = EvalRecipe.from_config(config, layout.patch_size)
     host_rows = mesh_lib.host_rows(mesh, batch_size, 1)
     if padding:
+        reference_padding.check(layout)
         plan, canvas = reference_padding.make_canvas_plan(
             index,
             recipe,

@@ -20,10 +20,20 @@ from yolos_jax import agreement, cluster, waiting
 from yolos_jax.meeting import Meeting
 from yolos_jax.preemption import Preemption, Stopped
 
-__all__ = ["Preemption", "Stopped", "end", "fail", "finish", "initialise", "is_first"]
-__all__ += ["leave", "stop"]
+__all__ = [
+    "Preemption",
+    "Stopped",
+    "end",
+    "fail",
+    "finish",
+    "initialise",
+    "is_first",
+    "leave",
+    "stop",
+]
 
 OWN_REASON_SECONDS = 2  # for every process to report itself what ends all of them
+FINISH_SECONDS = 60  # for all others to go before process 0; jax misses nobody for that long
 
 
 def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -146,11 +156,11 @@ class _Together:
             self._leave(why)
 
     def finish(self) -> None:
-        """Says that this process has done its work, and lets the others go first."""
-        self._reporting.acquire(blocking=False)  # From now on nobody is missed who goes.
+        """Says that this process has done its work; process 0 lets the others go first."""
+        self._reporting.acquire()  # From now on nobody is missed who goes.
         self.meeting.leave()
         if not self.meeting.place.number:
-            self.meeting.outlast(5 * OWN_REASON_SECONDS)
+            self.meeting.outlast(FINISH_SECONDS)
 
     def _leave(self, why: str) -> None:
         # At once: at exit jax would wait for processes that are leaving likewise.
@@ -197,12 +207,14 @@ def leave(message: str) -> None:
     _exit(0)
 
 
-def finish() -> None:
+def finish(code: int = 0) -> None:
     """Ends the program, whose work is done, without waiting for threads that still compile."""
     together = _together()
-    if together is not None:
-        together.finish()
-    _exit(0)
+    try:
+        if together is not None:
+            together.finish()
+    finally:  # also when interrupted: what it had to do is done
+        _exit(code)
 
 
 def is_first() -> bool:

@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
     compiled: jax.stages.Compiled
     outputs: Any  # tree of jax.ShapeDtypeStruct with shardings
-    seconds: float  # that compiling took, or reading it from the cache
+    seconds: float  # that compiling took, or reading it from the cache, until all processes had it
 
     def __call__(self, *args: Any) -> Any:
         """Runs it; arrays of other shapes, types or places than it was made for are an error."""
@@ -99,7 +99,8 @@ class Programs:
             return compiled
         # Beside this thread, to which signals come: it would notice none before the compiler ends.
         result = futures.Future()
-        threading.Thread(target=_fulfil, args=(result, lowered.compile), daemon=True).start()
+        work = (result, lowered.compile)
+        threading.Thread(target=_fulfil, args=work, name=f"compile {kind}", daemon=True).start()
         try:
             for number in itertools.count():
                 futures.wait([result], BETWEEN_QUESTIONS)

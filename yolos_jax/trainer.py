@@ -116,7 +116,7 @@ class Trainer:
             batches.close()
 
     def go_on(self, batches: Iterator[HostBatch]) -> dict:
-        """Runs to the end."""
+        """Runs to the end, or raises StopRequested."""
         # Order, on which exact resume rests: restore (done), compile if asked to, then repeat
         # {evaluate if due, save if due, next batch, step, log}; after the last step evaluate,
         # save, draw. Evaluating and saving see the state before a batch is taken, so a run that
@@ -210,19 +210,19 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Scores the validation split."""
-        run, progress = self.run, self.progress
+        run, progress, state = self.run, self.progress, self.progress.state
         self.read_metrics()
         started = time.monotonic()
-        state = progress.state
-        result = evaluation.evaluate(
-            run.predict_step,
-            state.params if state.ema is None else state.ema,
-            run.data.val,
-            run.data.eval_plan,
-            self.watched(run.eval_batches()),
-            run.mesh,
-            run.data.ground_truth,
-        )
+        with contextlib.closing(self.watched(run.eval_batches())) as batches:
+            result = evaluation.evaluate(
+                run.predict_step,
+                state.params if state.ema is None else state.ema,
+                run.data.val,
+                run.data.eval_plan,
+                batches,
+                run.mesh,
+                run.data.ground_truth,
+            )
         if result.unreadable:
             said = self.name_unreadable(result.messages, training=False)
             self.health.check_validation(len(result.unreadable), len(run.data.val), said)

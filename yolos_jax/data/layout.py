@@ -90,7 +90,8 @@ class Canvases(NamedTuple):
             raise ValueError(
                 f"a canvas of {canvas.rows}x{canvas.cols} pixels: learned positions reach "
                 f"{self.most} pixels down and across; use smaller pictures (preprocess.size and "
-                "max_size, augment.scales and max_size) or model.detr.position 'sine'"
+                "max_size, augment.scales and max_size), a smaller buckets.multiple, or "
+                "model.detr.position 'sine'"
             )
         return canvas
 

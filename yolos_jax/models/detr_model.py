@@ -148,7 +148,7 @@ def config_of(values: Mapping[str, Any]) -> DetrConfig:
     if values.get("attention", "auto") != "auto":
         raise ValueError(
             f"model.attention is {values['attention']!r}; that of a DETR has one form: expected "
-            "'auto'."
+            "'auto' (of a checkpoint: --set model.attention=auto)."
         )
     own["blocks"] = tuple(own["blocks"])  # a list, when it comes from a checkpoint's JSON
     config = DetrConfig(**{key: values[key] for key in _SHARED}, **own)
