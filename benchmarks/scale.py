@@ -174,8 +174,7 @@ def report(row: dict, model: Any, chip: slices.Chip) -> str:
     times = forecast.Seconds(**row["seconds_of_step"])
     lines.append(
         f"  step at least {ms(times.step)}: computing {ms(times.compute)}, memory traffic "
-        f"{ms(times.traffic)}, collectives {ms(times.collectives)} of which {ms(times.exposed)} "
-        f"exposed; efficiency {percent(row['efficiency'])}, model operations at most "
+        f"{ms(times.traffic)}, {collecting(row, times)}, model operations at most "
         f"{row['mfu']:.1%} of the peak"
     )
     return "\n".join(lines)
@@ -211,14 +210,23 @@ def table(rows: list[dict]) -> str:
         times = forecast.Seconds(**row["seconds_of_step"])
         lines.append(
             f"{row['name']:58s} {gib(row['memory']):>10s} {ms(times.step):>9s} "
-            f"{ms(times.exposed):>9s} {percent(row['efficiency']):>10s}"
+            + (
+                f"{'-':>9s} {'-':>10s}"
+                if row["efficiency"] is None
+                else f"{ms(times.exposed):>9s} {row['efficiency']:10.1%}"
+            )
         )
     return "\n".join(lines)
 
 
-def percent(share: float | None) -> str:
-    """As text; None: '-'."""
-    return "-" if share is None else f"{share:.1%}"
+def collecting(row: dict, times: forecast.Seconds) -> str:
+    """What collectives cost, where they are known."""
+    if row["efficiency"] is None:
+        return "collectives not counted"
+    return (
+        f"collectives {ms(times.collectives)} of which {ms(times.exposed)} exposed; efficiency "
+        f"{row['efficiency']:.1%}"
+    )
 
 
 def largest(case: Case, cache: Path) -> dict:

@@ -1,0 +1,67 @@
+"""How train.py and the demo end when a thread still compiles what nobody waits for."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import train
+from yolos_jax import demo, launch, trainer
+from yolos_jax.data import shapes
+from yolos_jax.programs import Programs
+
+
+class Ended(BaseException):
+    """Where the process would have ended at once."""
+
+
+@pytest.fixture
+def left_behind(monkeypatch):
+    """The code that the process leaves with, and what it said; signals as they were afterwards."""
+    ended = []
+
+    def leave(code=1):
+        ended.append(code)
+        raise Ended
+
+    monkeypatch.setattr(Programs, "abandoned", True)
+    monkeypatch.setattr(launch, "_exit", leave)
+    monkeypatch.setattr(train, "_CONFIG", SimpleNamespace(value=None))
+    monkeypatch.setattr(train, "_WORKDIR", SimpleNamespace(value="run"))
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield ended
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def test_train_leaves_at_once_with_its_summary(left_behind, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: {"finished": False})
+    with pytest.raises(Ended):
+        train.main([])
+    assert left_behind == [0]
+    assert capsys.readouterr().out == '{"finished": false}\n'
+
+
+def test_train_leaves_at_once_with_its_error(left_behind, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ValueError("too many steps are not finite")
+
+    monkeypatch.setattr(trainer, "train", fail)
+    with pytest.raises(Ended):
+        train.main([])
+    assert left_behind == [1]
+    assert capsys.readouterr().err == "train.py: too many steps are not finite\n"
+
+
+def test_a_demo_that_was_stopped_leaves_at_once(left_behind, monkeypatch, tmp_path, capsys):
+    summary = {"finished": False, "checkpoint": "a", "metrics": "b", "pictures": []}
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: dict(summary))
+    monkeypatch.setattr(shapes, "write", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["demo", f"--out={tmp_path}"])
+    with pytest.raises(Ended):
+        demo.main()
+    assert left_behind == [1]
+    assert '"finished": false' in capsys.readouterr().out
