@@ -33,7 +33,7 @@ ORDER = [
     ["data.shapes"],
     ["models.head_attention"],
     ["models.attention", "models.position"],
-    ["models.masked_attention", "models.detr_position", "models.relu"],
+    ["models.masked_attention", "models.detr_position", "models.relu", "models.linear"],
     ["models.vit"],
     ["models.heads", "models.resnet"],
     ["models.detr_transformer"],

@@ -69,6 +69,19 @@ def test_rule(shape, spec):
     assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(1)).spec == PartitionSpec()
 
 
+def test_kernels_are_split_along_their_inputs():
+    mesh = mesh_lib.make_mesh(2)
+    for shape in ((12, 192, 576), (768, 192), (3, 3, 64, 128)):
+        expected = [None] * len(shape)
+        expected[-2] = "fsdp"
+        assert mesh_lib.sharding_of(shape, mesh, "kernel").spec == PartitionSpec(*expected)
+    assert mesh_lib.sharding_of((331, 990), mesh, "kernel").spec == PartitionSpec(None, "fsdp")
+    tree = {"qkv": {"kernel": np.zeros((64, 192)), "bias": np.zeros((64, 192))}}
+    places = mesh_lib.shardings(tree, mesh)["qkv"]
+    assert places["kernel"].spec == PartitionSpec("fsdp", None)
+    assert places["bias"].spec == PartitionSpec(None, "fsdp")
+
+
 def test_bytes_per_device():
     tree = {"kernel": np.zeros((64, 256), np.float32), "bias": np.zeros(256, np.float32)}
     assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(8)) == 64 * 256 * 4 // 8 + 1024

@@ -179,7 +179,10 @@ def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = Fals
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
         block_sizes=splash.BlockSizes(
-            **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
+            **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")},
+            # As the products before leave them: heads, narrower than a tile's 128 lanes, along its
+            # sublanes.
+            **{f"{name}_layout": splash.QKVLayout.SEQ_MINOR for name in ("q", "k", "v")},
         ),
         residual_checkpoint_name=_SAVED,
         interpret=interpret,

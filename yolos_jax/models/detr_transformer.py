@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from yolos_jax.models import masked_attention, vit
 from yolos_jax.models.heads import torch_linear_init
+from yolos_jax.models.linear import Linear
 from yolos_jax.models.relu import relu
 
 Array = jax.Array
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         layer, width = self.layer, query.shape[-1]
 
         def project(x: Array, name: str, init: nn.initializers.Initializer) -> Array:
-            return vit.Linear(width, dtype=layer.dtype, kernel_init=init, name=name)(x)
+            return Linear(width, dtype=layer.dtype, kernel_init=init, name=name)(x)
 
         q, k, v = (
             project(x, name, _XAVIER_OF_THREE).reshape(*x.shape[:2], layer.heads, -1)
@@ -86,7 +87,7 @@ class FeedForward(nn.Module):
 
         def linear(features: int, fan_in: int, name: str) -> nn.Dense:
             bias = torch_linear_init(fan_in)
-            return vit.Linear(
+            return Linear(
                 features, dtype=layer.dtype, kernel_init=_XAVIER, bias_init=bias, name=name
             )
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from yolos_jax.models import vit
+from yolos_jax.models.linear import Linear
 from yolos_jax.models.relu import relu
 
 Array = jax.Array
@@ -27,7 +27,7 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
 def linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
     """A linear layer that starts as PyTorch's does."""
     init = torch_linear_init(fan_in)
-    return vit.Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+    return Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 class Mlp(nn.Module):

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.models import attention, position
+from yolos_jax.models.linear import Linear, Projections
 
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -76,20 +77,8 @@ def on_its_device(x: Array, mesh: Mesh | None) -> Array:
     return jax.lax.with_sharding_constraint(x, rows)
 
 
-class Linear(nn.Dense):
-    """A dense layer over tokens as rows of one matrix.
-
-    Contracting two axes at once, as the gradient of the weights otherwise does, is two to four
-    times slower on the CPU; elsewhere it makes no difference.
-    """
-
-    def __call__(self, x: Array) -> Array:
-        rows = super().__call__(x.reshape(-1, x.shape[-1]))
-        return rows.reshape(*x.shape[:-1], self.features)
-
-
 class SelfAttention(nn.Module):
-    """Fused query, key, value projection (each head-major), attention, output projection."""
+    """Query, key and value projections (each head-major), attention, output projection."""
 
     heads: int
     dtype: Any
@@ -99,8 +88,8 @@ class SelfAttention(nn.Module):
     def __call__(self, tokens: Array, lengths: Array) -> tuple[Array, tuple[Array, Array]]:
         """float [B, T, D], int32 [B] -> [B, T, D] and the queries and keys [B, T, H, d]."""
         width = tokens.shape[-1]
-        qkv = Linear(3 * width, dtype=self.dtype, kernel_init=weight_init, name="qkv")(tokens)
-        q, k, v = jnp.split(qkv.reshape(*tokens.shape[:2], 3 * self.heads, -1), 3, axis=2)
+        qkv = Projections(3, width, self.dtype, weight_init, name="qkv")(tokens)
+        q, k, v = (x.reshape(*tokens.shape[:2], self.heads, -1) for x in qkv)
         out = self.attend(q, k, v, lengths).reshape(tokens.shape)
         return Linear(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
 
