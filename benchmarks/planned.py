@@ -77,6 +77,27 @@ def slice_mesh(chip: str, chips: int, fsdp: int) -> Mesh:
     return mesh_lib.make_mesh(fsdp, devices)
 
 
+def arguments(case: Case) -> tuple[Any, Mesh, step.StepShape, int]:
+    """What ``compile_step`` and ``describe`` take, of a case."""
+    bucket, max_boxes = longest(case.recipe)
+    config = read_recipe(case.recipe).copy_and_resolve_references()
+    config.model.attention = case.attention
+    shape = step.StepShape(bucket, case.images * case.chips, max_boxes)
+    return config, slice_mesh(case.chip, case.chips, case.fsdp), shape, NUM_CLASSES
+
+
+def compile_step(
+    config: Any, mesh: Mesh, shape: step.StepShape, num_classes: int
+) -> tuple[step.TrainStep, dict[str, Any]]:
+    """A training step and its compiled programs, 'forward' and 'update'; as ``describe``."""
+    model = build_model(config.model, num_classes, mesh)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    trainable, _ = partition(params, config.optimizer.freeze)
+    optimizer = make_optimizer(config.optimizer, trainable)
+    train_step = step.TrainStep(model, optimizer, mesh, config)
+    return train_step, train_step.compile(shape)
+
+
 def describe(config: Any, mesh: Mesh, shape: step.StepShape, num_classes: int) -> dict:
     """Compiles forward and update and reads what the compiler says of them.
 
@@ -93,12 +114,7 @@ def describe(config: Any, mesh: Mesh, shape: step.StepShape, num_classes: int) -
       seconds that compiling took. Besides ``params_bytes``, ``state_bytes``, ``batch_bytes`` and
       ``residual_bytes`` on one device.
     """
-    model = build_model(config.model, num_classes, mesh)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    trainable, _ = partition(params, config.optimizer.freeze)
-    optimizer = make_optimizer(config.optimizer, trainable)
-    train_step = step.TrainStep(model, optimizer, mesh, config)
-    programs = train_step.compile(shape)
+    train_step, programs = compile_step(config, mesh, shape, num_classes)
     state = train_step.abstract_state
     per_device = shape.batch_size // mesh.size
     return {
@@ -136,14 +152,10 @@ def facts(case: Case, cache: Path) -> dict:
     path = cache / f"{_key(case)}.json"
     if path.exists():
         return json.loads(path.read_text())
-    bucket, max_boxes = longest(case.recipe)
-    shape = step.StepShape(bucket, case.images * case.chips, max_boxes)
+    bucket, _ = longest(case.recipe)
     started = time.monotonic()
     try:
-        mesh = slice_mesh(case.chip, case.chips, case.fsdp)
-        config = read_recipe(case.recipe).copy_and_resolve_references()
-        config.model.attention = case.attention
-        found = describe(config, mesh, shape, NUM_CLASSES)
+        found = describe(*arguments(case))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

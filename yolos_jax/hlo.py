@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = (
@@ -42,13 +41,21 @@ class Collective(NamedTuple):
         return self.bytes * self.times
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
     name: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     opcode: str
     operands: tuple[str, ...]
     value: str  # of a constant: what stands for its operands
     rest: str  # attributes
+
+    @property
+    def source(self) -> str:
+        """The operation of jax it stems from, '' where unknown."""
+        found = _SOURCE.search(self.rest)
+        return found.group(1) if found else ""
 
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
@@ -79,8 +86,8 @@ def collectives(text: str) -> list[Collective]:
     Args:
       text: of ``jax.stages.Compiled.as_text``.
     """
-    computations = dict(_computations(text))
-    times = _executions(computations)
+    computations = read(text)
+    times = executions(computations)
     wrapped = {  # computations that run beside others, between a start and a done
         called
         for instructions in computations.values()
@@ -99,7 +106,6 @@ def collectives(text: str) -> list[Collective]:
                 continue
             arrays, size = _payload(one, types)
             count, in_loop = times.get(name, (1, False))
-            source = _SOURCE.search(one.rest)
             beside = name in wrapped or name in starting
             found.append(
                 Collective(
@@ -110,7 +116,7 @@ def collectives(text: str) -> list[Collective]:
                     asynchronous=one.opcode.endswith("-start") or beside,
                     in_loop=in_loop,
                     times=count,
-                    source=source.group(1) if source else "",
+                    source=one.source,
                 )
             )
     return found
@@ -122,26 +128,27 @@ def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.ceil(math.prod(shape) * bits / 8)
 
 
-def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
-    """Every computation of a module by name; the entry comes last."""
-    name, instructions = None, []
+def read(text: str) -> dict[str, list[Instruction]]:
+    """Every computation of a module by name, callees before callers: the entry comes last."""
+    computations, name, instructions = {}, None, []
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             name, instructions = match.group(1), []
         elif line.startswith("}") and not line.startswith("}}") and name is not None:
-            yield name, instructions
+            computations[name] = instructions
             name = None
         elif name is not None and (match := _INSTRUCTION.match(line)):
             instructions.append(_instruction(*match.groups()))
+    return computations
 
 
-def _instruction(name: str, definition: str) -> _Instruction:
+def _instruction(name: str, definition: str) -> Instruction:
     opcode = _OPCODE.search(definition)
     if opcode is None:
-        return _Instruction(name, (), "", (), "", "")
+        return Instruction(name, (), "", (), "", "")
     end = _closing(definition, opcode.end())
     operands, rest = definition[opcode.end() : end], definition[end + 1 :]
-    return _Instruction(
+    return Instruction(
         name,
         _arrays(definition[: opcode.start()]),
         opcode.group(1),
@@ -168,15 +175,15 @@ def _arrays(types: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _called(instruction: _Instruction) -> list[str]:
+def _called(instruction: Instruction) -> list[str]:
     names = _CALLED.findall(instruction.rest)
     for branches in _BRANCHES.findall(instruction.rest):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
     return names
 
 
-def _executions(computations: dict) -> dict[str, tuple[int, bool]]:
-    """How often every computation runs, and whether in a loop; callees stand before callers."""
+def executions(computations: dict[str, list[Instruction]]) -> dict[str, tuple[int, bool]]:
+    """How often every computation of ``read`` runs, and whether in a loop."""
     times: dict[str, tuple[int, bool]] = {}
     for name in reversed(computations):
         count, in_loop = times.setdefault(name, (1, False))
@@ -189,7 +196,7 @@ def _executions(computations: dict) -> dict[str, tuple[int, bool]]:
     return times
 
 
-def _trips(loop: _Instruction, computations: dict) -> int:
+def _trips(loop: Instruction, computations: dict) -> int:
     """How often a loop runs its body: as it says or, on TPU, as its computations do; else 1.
 
     There the condition is that a counter, one of the loop's values, be less than a constant; it
@@ -214,7 +221,7 @@ def _trips(loop: _Instruction, computations: dict) -> int:
     return -(-limit // (step or 1))
 
 
-def _constant(instruction: _Instruction, computation: list[_Instruction]) -> int | None:
+def _constant(instruction: Instruction, computation: list[Instruction]) -> int | None:
     """The operand of an instruction that is a whole number, if there is one."""
     values = [
         int(one.value)
@@ -239,7 +246,7 @@ def _starting_fusions(computations: dict) -> tuple[set[str], set[str]]:
     return starting, channels
 
 
-def _channel(instruction: _Instruction) -> str:
+def _channel(instruction: Instruction) -> str:
     match = _CHANNEL.search(instruction.rest)
     return match.group(1) if match else ""
 
@@ -257,7 +264,7 @@ def _scattering_fusions(computations: dict) -> set[str]:
 
 
 def _payload(
-    one: _Instruction, types: dict[str, tuple]
+    one: Instruction, types: dict[str, tuple]
 ) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], int]:
     """What a collective gives, and bytes of the larger of what it takes and what it gives."""
     taken = [array for operand in one.operands for array in types.get(operand, ())]
