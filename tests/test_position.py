@@ -24,7 +24,7 @@ cubic_weights = jax.jit(position.cubic_weights, static_argnums=(0, 2))
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def resize_to(table, grid, bounds, num_patches):
-    placement = position.place(grid, num_patches, bounds)
+    placement = position.place(grid, num_patches, bounds, prefix=0)
     resizer = position.make_resizer(table.shape[:2], grid, placement, bounds)
     cells = position.resize(table, resizer.row_weights, resizer.col_weights)
     return position.lay_out(jnp.zeros((0, table.shape[2])), cells, placement)

@@ -43,7 +43,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(arranged, ROWS, axis_types=(AxisType.Auto,) * 2)
 
 
-def sharding_of(shape: tuple[int, ...], mesh: Mesh, name: str = "") -> NamedSharding:
+def sharding_of(shape: tuple[int, ...], mesh: Mesh, name: str) -> NamedSharding:
     """Returns where an array of parameters, or of the optimiser's state, lives.
 
     Its largest axis that divides among the ``fsdp`` devices is split over them, the last one of

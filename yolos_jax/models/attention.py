@@ -180,8 +180,8 @@ def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = Fals
         splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
         block_sizes=splash.BlockSizes(
             **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")},
-            # As the products before leave them: heads, narrower than a tile's 128 lanes, along its
-            # sublanes.
+            # As the products before leave them: heads narrower than a tile's 128 lanes, as all
+            # published ones are, along its sublanes.
             **{f"{name}_layout": splash.QKVLayout.SEQ_MINOR for name in ("q", "k", "v")},
         ),
         residual_checkpoint_name=_SAVED,

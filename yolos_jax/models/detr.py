@@ -62,7 +62,7 @@ class Detr(nn.Module):
         queries = jnp.broadcast_to(queries, (batch, *queries.shape))
         answers, attended = decoder(queries, memory, tokens(position), tokens(real))
         classes = heads.linear(self.num_classes + 1, config.width, jnp.float32, "class_head")
-        # Images first: as rows of one matrix those of a device stay together, and none travels.
+        # Images first, so that those of a device stay together, and none travels.
         rows = self.place(answers.swapaxes(0, 1))
         found = classes(rows), nn.sigmoid(heads.Mlp(4, name="box_head")(rows))
         outputs = Outputs(*(self.place(x).swapaxes(0, 1) for x in found))

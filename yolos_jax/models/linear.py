@@ -26,12 +26,17 @@ def product(x: Array, kernel: Array) -> Array:
 
     Returns:
       [..., F].
+
+    Raises:
+      TypeError: for two types; the gradients would have the wrong ones.
     """
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"a product of {x.dtype} and {kernel.dtype}: cast one of them first")
     return x @ kernel
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return product(x, kernel), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -53,8 +58,10 @@ def _over_rows(x: Array, cotangent: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).T @ cotangent.reshape(-1, cotangent.shape[-1])
 
 
-def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
     """``jax.lax.dot_general`` as ``nn.Dense`` calls it: x's last axis with the kernel's first."""
+    if precision is not None:
+        raise ValueError(f"precision is {precision!r}: set jax_default_matmul_precision instead")
     return product(x, kernel)
 
 

@@ -27,20 +27,20 @@ class Placement(NamedTuple):
     T = prefix + N: tokens that are no patches, the patches, padding.
     """
 
-    cell: Array  # int32 [B, T]: the cell of each patch.
+    cell: Array  # int32 [B, T]: the cell of each patch, 0 of what is none.
     cell_of_valid: Array  # bool [B, T]: False for what is no patch.
     token: Array  # int32 [B, rows * cols]: the token of each cell.
     token_of_valid: Array  # bool [B, rows * cols]: False for cells outside the image's own grid.
 
 
-def place(grid: Array, num_patches: int, bounds: tuple[int, int], prefix: int = 0) -> Placement:
+def place(grid: Array, num_patches: int, bounds: tuple[int, int], prefix: int) -> Placement:
     """Maps row-major sequences to cells of a common grid.
 
     Args:
       grid: int32 [B, 2], rows and columns of each image, at least 1 and at most ``bounds``.
       num_patches: N, padding included.
       bounds: rows and columns of the common grid.
-      prefix: tokens before the first patch.
+      prefix: tokens before the first patch, as many as ``lay_out`` is given.
 
     Returns:
       The indices both ways.
@@ -195,6 +195,7 @@ def _forward(prefix, first, cells, placement):
 
 def _backward(prefix, placement, cotangent):
     cells = _gather(cotangent, placement.token, placement.token_of_valid)
+    # Of these tokens only: left to itself, a sum over all T would travel between devices.
     return cotangent[:, :prefix].sum(axis=0), cells, None
 
 

@@ -1,0 +1,68 @@
+"""Products and their gradients, in every platform's form; by itself the CPU's alone runs here."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from yolos_jax.models import linear
+
+
+def arrays(shape, dtype):
+    rng = np.random.default_rng(0)
+    sizes = (*shape, 5), (5, 7), (*shape, 7)
+    return [jnp.asarray(rng.normal(size=size), dtype) for size in sizes]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(6,), (2, 6), (2, 3, 4)])
+def test_both_forms_of_the_weights_gradient_are_the_plain_products(shape, dtype):
+    x, kernel, cotangent = arrays(shape, dtype)
+    values, pullback = jax.vjp(linear.product, x, kernel)
+    expected, plain = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)
+    np.testing.assert_array_equal(values, expected)
+    tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]
+    weights = plain(cotangent)[1]
+    for ours, theirs in (
+        (pullback(cotangent)[0], plain(cotangent)[0]),
+        (pullback(cotangent)[1], weights),
+        (linear._over_axes(x, cotangent), weights),
+        (linear._over_rows(x, cotangent), weights),
+    ):
+        assert ours.dtype == theirs.dtype == jnp.dtype(dtype)
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=tolerance
+        )
+
+
+@pytest.mark.parametrize(("platform", "axes"), [("tpu", True), ("cuda", True), ("cpu", False)])
+def test_activations_keep_their_axes_but_on_the_cpu(platform, axes):
+    x, kernel, cotangent = arrays((2, 6), jnp.float32)
+
+    @jax.jit
+    def gradient(x, kernel, cotangent):
+        return jax.vjp(linear.product, x, kernel)[1](cotangent)[1]
+
+    lowered = gradient.trace(x, kernel, cotangent).lower(lowering_platforms=(platform,))
+    assert ("contracting_dims = [0, 1] x [0, 1]" in lowered.as_text()) == axes
+
+
+def test_projections_are_the_parts_of_one_layer():
+    module = linear.Projections(3, 4, jnp.float32, jax.nn.initializers.normal(1.0))
+    x = arrays((2, 6), jnp.float32)[0]
+    params = module.init(jax.random.key(0), x)["params"]
+    params["bias"] = jnp.arange(12.0)
+    whole = x @ params["kernel"] + params["bias"]
+    parts = module.apply({"params": params}, x)
+    assert len(parts) == 3
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), whole, atol=1e-5)
+
+
+def test_what_would_be_ignored_is_refused():
+    x, kernel, _ = arrays((2,), jnp.float32)
+    with pytest.raises(TypeError, match="bfloat16 and float32"):
+        linear.product(x.astype(jnp.bfloat16), kernel)
+    with pytest.raises(ValueError, match="'highest'"):
+        linear.Linear(3, precision="highest").init(jax.random.key(0), x)
