@@ -133,7 +133,6 @@ def token_positions(
     """
     cells = resize(table["grid"], resizer.row_weights, resizer.col_weights, place)
     first = jnp.concatenate([table["cls"], table["det"]])
-    first = place(jnp.broadcast_to(first, (cells.shape[0], *first.shape)))
     return place(lay_out(first, cells, resizer.placement))
 
 
@@ -162,27 +161,27 @@ def resize(
 
 
 def lay_out(first: Array, cells: Array, placement: Placement) -> Array:
-    """Lays cells out along the sequence, behind each image's first tokens.
+    """Lays cells out along the sequence, behind what comes first in every image.
 
     The gradient of cells is a gather too (each feeds at most one patch), where that of indexing
     would be a scatter. Written in one piece, not joined of two: neither part fills a TPU's tiles
     of 8 tokens, and the patches would be moved.
 
     Args:
-      first: float [B, prefix, D].
+      first: float [prefix, D].
       cells: float [B, R * C, D].
       placement: of the same batch and prefix.
 
     Returns:
       float [B, T, D], zeros for padding.
     """
-    return _lay_out(first.shape[1], first, cells, placement)
+    return _lay_out(first.shape[0], first, cells, placement)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lay_out(prefix, first, cells, placement):
     tokens = _gather(cells, placement.cell, placement.cell_of_valid)
-    return tokens + jnp.pad(first, ((0, 0), (0, tokens.shape[1] - prefix), (0, 0)))
+    return tokens + jnp.pad(first, ((0, tokens.shape[1] - prefix), (0, 0)))
 
 
 def _gather(values: Array, index: Array, valid: Array) -> Array:
@@ -196,7 +195,8 @@ def _forward(prefix, first, cells, placement):
 
 def _backward(prefix, placement, cotangent):
     cells = _gather(cotangent, placement.token, placement.token_of_valid)
-    return cotangent[:, :prefix], cells, None
+    # Of these tokens only: left to itself, a sum over all T would travel between devices.
+    return cotangent[:, :prefix].sum(axis=0), cells, None
 
 
 _lay_out.defvjp(_forward, _backward)
