@@ -6,6 +6,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from benchmarks import planned, scale, tpu_cycles
@@ -40,6 +41,16 @@ def test_loops_count_as_often_as_they_run_and_what_is_unknown_does_not():
     assert (copy["gives"], copy["source"]) == ("bf16[4, 8]", "jit(f)/blocks/qkv/split")
     assert (fusion["kcycles"], fusion["times"], fusion["gives"]) == (1.2, 1, "f32[8]")
     assert copy["share"] == pytest.approx(0.75)
+
+
+def test_what_cannot_be_compiled_or_read_is_one_line(monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nand much more")
+
+    monkeypatch.setattr(planned, "arguments", lambda case: (case,))
+    monkeypatch.setattr(planned, "compile_step", refuse)
+    with pytest.raises(SystemExit, match=r"yolos_b on v5e.*RESOURCE_EXHAUSTED: no room$"):
+        tpu_cycles.texts(planned.Case("v5e", 8, "yolos_b", 1, 999))
 
 
 def test_command(monkeypatch, tmp_path, capsys):
