@@ -49,6 +49,17 @@ def test_activations_keep_their_axes_but_on_the_cpu(platform, axes):
     assert ("contracting_dims = [0, 1] x [0, 1]" in lowered.as_text()) == axes
 
 
+def test_projections_are_the_parts_of_one_layer():
+    module = linear.Projections(3, 4, jnp.float32, jax.nn.initializers.normal(1.0))
+    x = arrays((2, 6), jnp.float32)[0]
+    params = module.init(jax.random.key(0), x)["params"]
+    params["bias"] = jnp.arange(12.0)
+    whole = x @ params["kernel"] + params["bias"]
+    parts = module.apply({"params": params}, x)
+    assert len(parts) == 3
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), whole, atol=1e-5)
+
+
 def test_what_would_be_ignored_is_refused():
     x, kernel, _ = arrays((2,), jnp.float32)
     with pytest.raises(TypeError, match="bfloat16 and float32"):

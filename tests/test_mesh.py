@@ -7,6 +7,7 @@ import importlib
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -54,7 +55,7 @@ def test_mesh_of_a_slice_whose_axes_do_not_divide_into_the_groups():
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [
-        ((12, 192, 576), (None, None, "fsdp")),  # stacked kernel: the widest axis
+        ((12, 192, 576), (None, None, "fsdp")),  # stacked, no kernel: the widest axis
         ((12, 768, 192), (None, "fsdp", None)),
         ((64, 64), (None, "fsdp")),  # equal axes: the last
         ((50, 83, 192), (None, None, "fsdp")),
@@ -65,14 +66,44 @@ def test_mesh_of_a_slice_whose_axes_do_not_divide_into_the_groups():
     ],
 )
 def test_rule(shape, spec):
-    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(2)).spec == PartitionSpec(*spec)
-    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(1)).spec == PartitionSpec()
+    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(2), "table").spec == PartitionSpec(*spec)
+    assert mesh_lib.sharding_of(shape, mesh_lib.make_mesh(1), "table").spec == PartitionSpec()
+
+
+def test_kernels_are_split_along_their_inputs():
+    mesh = mesh_lib.make_mesh(2)
+    for shape in ((12, 192, 576), (768, 192), (3, 3, 64, 128)):
+        expected = [None] * len(shape)
+        expected[-2] = "fsdp"
+        assert mesh_lib.sharding_of(shape, mesh, "kernel").spec == PartitionSpec(*expected)
+    assert mesh_lib.sharding_of((331, 990), mesh, "kernel").spec == PartitionSpec(None, "fsdp")
+    tree = {"qkv": {"kernel": np.zeros((64, 192)), "bias": np.zeros((64, 192))}}
+    places = mesh_lib.shardings(tree, mesh)["qkv"]
+    assert places["kernel"].spec == PartitionSpec("fsdp", None)
+    assert places["bias"].spec == PartitionSpec(None, "fsdp")
 
 
 def test_bytes_per_device():
     tree = {"kernel": np.zeros((64, 256), np.float32), "bias": np.zeros(256, np.float32)}
     assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(8)) == 64 * 256 * 4 // 8 + 1024
     assert mesh_lib.bytes_per_device(tree, mesh_lib.make_mesh(1)) == 64 * 256 * 4 + 1024
+
+
+def specs_by_name(tree, mesh):
+    """Where every parameter lives; the same of trees of the same parameters."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(mesh_lib.shardings(tree, mesh))
+    return tuple((jax.tree_util.keystr(path), str(place.spec)) for path, place in leaves)
+
+
+def moments(opt_state):
+    """The trees of AdamW's state that look like the parameters."""
+    adam = [part for part in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(part)]
+    assert len(adam) == 1
+    return adam[0].mu, adam[0].nu
+
+
+def is_adam(part):
+    return isinstance(part, optax.ScaleByAdamState)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +118,8 @@ def test_state_of_the_recipes_is_spread(recipe, fsdp, most):
     optimizer = optimizer_lib.make_optimizer(config.optimizer, params)
     state = jax.eval_shape(Updater(optimizer, (), 0.999).start, params)
     mesh = mesh_lib.make_mesh(fsdp)
+    rules = {specs_by_name(tree, mesh) for tree in (state.params, *moments(state.opt_state))}
+    assert rules == {specs_by_name(state.ema, mesh)}, "what is updated together lives together"
     for tree in (state.params, state.opt_state, state.ema):
         whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         assert mesh_lib.bytes_per_device(tree, mesh) <= most * whole

@@ -43,33 +43,50 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(arranged, ROWS, axis_types=(AxisType.Auto,) * 2)
 
 
-def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding_of(shape: tuple[int, ...], mesh: Mesh, name: str) -> NamedSharding:
     """Returns where an array of parameters, or of the optimiser's state, lives.
 
     Its largest axis that divides among the ``fsdp`` devices is split over them, the last one of
     equal ones; an array without such an axis, or a small one, is on every device. The axis of
     stacked blocks is never the largest, so a scan over blocks gathers one block at a time.
+
+    Of a ``kernel`` it is the axis of its inputs, if that divides: outputs of several layers side by
+    side (queries, keys, values) are taken apart where they are.
+
+    Args:
+      shape: of the array.
+      mesh: with the axis ``fsdp``.
+      name: the last part of the parameter's name.
     """
     fsdp = mesh.shape["fsdp"]
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not axes or np.prod(shape) < SHARDED_FROM:
         return NamedSharding(mesh, PartitionSpec())
-    largest = max(axes, key=lambda axis: (shape[axis], axis))
+    inputs = len(shape) - 2
+    chosen = max(axes, key=lambda axis: (shape[axis], axis))
+    if name == "kernel" and inputs in axes:
+        chosen = inputs
     names = [None] * len(shape)
-    names[largest] = "fsdp"
+    names[chosen] = "fsdp"
     return NamedSharding(mesh, PartitionSpec(*names))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns ``sharding_of`` every leaf; parameters, optimiser state and average agree by rule."""
-    return jax.tree.map(lambda leaf: sharding_of(leaf.shape, mesh), tree)
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return sharding_of(leaf.shape, mesh, name)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
 def bytes_per_device(tree: Any, mesh: Mesh) -> int:
     """Returns what a tree of parameters or states takes on each device."""
+    places = jax.tree.leaves(shardings(tree, mesh))
     sizes = [
-        np.prod(sharding_of(leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
+        np.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(jax.tree.leaves(tree), places, strict=True)
     ]
     return int(sum(sizes))
 

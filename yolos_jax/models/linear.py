@@ -1,7 +1,8 @@
 """Linear layers over tokens, whose products keep activations where a platform's compiler has them.
 
 A TPU's compiler tiles the last two axes of an array: tokens of several images as rows of one
-matrix make it move every activation of a block. On the CPU such rows are what its products want.
+matrix, or queries, keys and values side by side, make it move every activation of a block. On the
+CPU rows of one matrix are what its products want.
 """
 
 from __future__ import annotations
@@ -68,3 +69,22 @@ class Linear(nn.Dense):
     """``nn.Dense`` by ``product``."""
 
     dot_general: Any = _dot_general
+
+
+class Projections(nn.Module):
+    """Several linear layers of the same tokens, whose weights lie side by side in one kernel."""
+
+    count: int
+    features: int  # of each
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> list[Array]:
+        """float [..., D] -> ``count`` times [..., features]."""
+        width = self.count * self.features
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        parts = zip(jnp.split(kernel, self.count, 1), jnp.split(bias, self.count), strict=True)
+        return [product(x, weights) + offset for weights, offset in parts]

@@ -8,6 +8,7 @@ cells are laid out along the sequence, patch n at (n // c, n % c).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,35 +22,39 @@ _CUBIC_A = -0.75  # torch's coefficient; jax.image.resize has -0.5 and no clampe
 
 
 class Placement(NamedTuple):
-    """Where the patches of a sequence sit in a grid of ``rows * cols`` cells, and back."""
+    """Where the tokens of a sequence sit in a grid of ``rows * cols`` cells, and back.
 
-    cell: Array  # int32 [B, N]: the cell of each patch.
-    cell_of_valid: Array  # bool [B, N]: False for padding.
-    patch: Array  # int32 [B, rows * cols]: the patch of each cell.
-    patch_of_valid: Array  # bool [B, rows * cols]: False for cells outside the image's own grid.
+    T = prefix + N: tokens that are no patches, the patches, padding.
+    """
+
+    cell: Array  # int32 [B, T]: the cell of each patch, 0 of what is none.
+    cell_of_valid: Array  # bool [B, T]: False for what is no patch.
+    token: Array  # int32 [B, rows * cols]: the token of each cell.
+    token_of_valid: Array  # bool [B, rows * cols]: False for cells outside the image's own grid.
 
 
-def place(grid: Array, num_patches: int, bounds: tuple[int, int]) -> Placement:
+def place(grid: Array, num_patches: int, bounds: tuple[int, int], prefix: int) -> Placement:
     """Maps row-major sequences to cells of a common grid.
 
     Args:
       grid: int32 [B, 2], rows and columns of each image, at least 1 and at most ``bounds``.
       num_patches: N, padding included.
       bounds: rows and columns of the common grid.
+      prefix: tokens before the first patch, as many as ``lay_out`` is given.
 
     Returns:
       The indices both ways.
     """
     rows, cols = grid[:, :1], grid[:, 1:]
-    patch = jnp.arange(num_patches, dtype=jnp.int32)[None]
-    patch_valid = patch < rows * cols
+    patch = jnp.arange(-prefix, num_patches, dtype=jnp.int32)[None]
+    patch_valid = (patch >= 0) & (patch < rows * cols)
     cell = jnp.where(patch_valid, patch // cols * bounds[1] + patch % cols, 0)
 
     index = np.arange(bounds[0] * bounds[1], dtype=np.int32)[None]
     row, col = index // bounds[1], index % bounds[1]
     cell_valid = (row < rows) & (col < cols)
-    patch_of_cell = jnp.where(cell_valid, row * cols + col, 0)
-    return Placement(cell, patch_valid, patch_of_cell, cell_valid)
+    token_of_cell = jnp.where(cell_valid, prefix + row * cols + col, 0)
+    return Placement(cell, patch_valid, token_of_cell, cell_valid)
 
 
 def cubic_weights(table_size: int, sizes: Array, bound: int) -> Array:
@@ -119,7 +124,7 @@ def token_positions(
 
     Args:
       table: ``cls`` [1, D], ``det`` [Q, D], ``grid`` [h, w, D], float32.
-      resizer: for tables of h x w.
+      resizer: for tables of h x w, its placement with a prefix of 1 + Q.
       place: says of arrays [B, ...] on which devices they are. Without it the compiler leaves
         tables that are spread over devices where they are, and moves what is made of them.
 
@@ -127,10 +132,9 @@ def token_positions(
       float32 [B, 1 + Q + N, D], zeros for padding.
     """
     cells = resize(table["grid"], resizer.row_weights, resizer.col_weights, place)
-    patches = cells_to_patches(cells, resizer.placement)
     first = jnp.concatenate([table["cls"], table["det"]])
-    first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
-    return place(jnp.concatenate([place(first), patches], axis=1))
+    first = place(jnp.broadcast_to(first, (cells.shape[0], *first.shape)))
+    return place(lay_out(first, cells, resizer.placement))
 
 
 def resize(
@@ -157,21 +161,28 @@ def resize(
     return cells.reshape(cells.shape[0], -1, cells.shape[-1])
 
 
-@jax.custom_vjp
-def cells_to_patches(cells: Array, placement: Placement) -> Array:
-    """Lays cells out along the sequence.
+def lay_out(first: Array, cells: Array, placement: Placement) -> Array:
+    """Lays cells out along the sequence, behind each image's first tokens.
 
-    The gradient is a gather too (each cell feeds at most one patch), where that of indexing would
-    be a scatter.
+    The gradient of cells is a gather too (each feeds at most one patch), where that of indexing
+    would be a scatter. Written in one piece, not joined of two: neither part fills a TPU's tiles
+    of 8 tokens, and the patches would be moved.
 
     Args:
+      first: float [B, prefix, D].
       cells: float [B, R * C, D].
-      placement: of the same batch.
+      placement: of the same batch and prefix.
 
     Returns:
-      float [B, N, D], zeros for padding.
+      float [B, T, D], zeros for padding.
     """
-    return _gather(cells, placement.cell, placement.cell_of_valid)
+    return _lay_out(first.shape[1], first, cells, placement)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lay_out(prefix, first, cells, placement):
+    tokens = _gather(cells, placement.cell, placement.cell_of_valid)
+    return tokens + jnp.pad(first, ((0, 0), (0, tokens.shape[1] - prefix), (0, 0)))
 
 
 def _gather(values: Array, index: Array, valid: Array) -> Array:
@@ -179,12 +190,13 @@ def _gather(values: Array, index: Array, valid: Array) -> Array:
     return jnp.where(valid[..., None], rows, 0)
 
 
-def _forward(cells, placement):
-    return cells_to_patches(cells, placement), placement
+def _forward(prefix, first, cells, placement):
+    return _lay_out(prefix, first, cells, placement), placement
 
 
-def _backward(placement, cotangent):
-    return _gather(cotangent, placement.patch, placement.patch_of_valid), None
+def _backward(prefix, placement, cotangent):
+    cells = _gather(cotangent, placement.token, placement.token_of_valid)
+    return cotangent[:, :prefix], cells, None
 
 
-cells_to_patches.defvjp(_forward, _backward)
+_lay_out.defvjp(_forward, _backward)

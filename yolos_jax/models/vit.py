@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.models import attention, position
-from yolos_jax.models.linear import Linear
+from yolos_jax.models.linear import Linear, Projections
 
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -78,7 +78,7 @@ def on_its_device(x: Array, mesh: Mesh | None) -> Array:
 
 
 class SelfAttention(nn.Module):
-    """Fused query, key, value projection (each head-major), attention, output projection."""
+    """Query, key and value projections (each head-major), attention, output projection."""
 
     heads: int
     dtype: Any
@@ -88,8 +88,8 @@ class SelfAttention(nn.Module):
     def __call__(self, tokens: Array, lengths: Array) -> tuple[Array, tuple[Array, Array]]:
         """float [B, T, D], int32 [B] -> [B, T, D] and the queries and keys [B, T, H, d]."""
         width = tokens.shape[-1]
-        qkv = Linear(3 * width, dtype=self.dtype, kernel_init=weight_init, name="qkv")(tokens)
-        q, k, v = jnp.split(qkv.reshape(*tokens.shape[:2], 3 * self.heads, -1), 3, axis=2)
+        qkv = Projections(3, width, self.dtype, weight_init, name="qkv")(tokens)
+        q, k, v = (x.reshape(*tokens.shape[:2], self.heads, -1) for x in qkv)
         out = self.attend(q, k, v, lengths).reshape(tokens.shape)
         return Linear(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
 

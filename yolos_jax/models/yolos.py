@@ -76,8 +76,9 @@ class Backbone(nn.Module):
         """Returns normalised tokens, float32 [B, 1 + Q (all T when capturing), D], and captures."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         num_queries = config.num_queries
-        placement = position.place(batch.grid, batch.patches.shape[1], self.bounds)
-        lengths = 1 + num_queries + jnp.prod(batch.grid, axis=1)
+        prefix = 1 + num_queries
+        placement = position.place(batch.grid, batch.patches.shape[1], self._cells, prefix)
+        lengths = prefix + jnp.prod(batch.grid, axis=1)
         # The residual stream is float32 whatever the type of the products, as under torch's
         # autocast: in bfloat16 boxes move half as much again.
         tokens = self._embed(batch, placement)
@@ -98,13 +99,19 @@ class Backbone(nn.Module):
         mid = self._mid(batch.grid, placement)
         tokens, per_block = blocks(tokens, jnp.arange(config.depth), lengths, mid)
         if not self.capture:
-            tokens = tokens[:, : 1 + num_queries]
+            tokens = tokens[:, :prefix]
         tokens = vit.layer_norm("norm", config.layer_norm_eps)(tokens)
         if self.capture:
             captured["blocks"], q, k = per_block
             captured["norm"] = tokens
             captured["attention"] = attention.attention_map(q[-1], k[-1], lengths)
         return tokens, captured
+
+    @property
+    def _cells(self) -> tuple[int, int]:
+        """The common grid of the batch's images, its rows whole tiles of a TPU."""
+        rows, cols = self.bounds
+        return rows, -(-cols // 8) * 8
 
     def _embed(self, batch: Batch, placement: position.Placement) -> Array:
         """float32 [B, 1 + Q + N, D]: what the first block sees."""
@@ -117,7 +124,7 @@ class Backbone(nn.Module):
         cls = self.param("cls_token", vit.weight_init, (1, config.width), jnp.float32)
         det = self.param("det_tokens", det_init, (config.num_queries, config.width), jnp.float32)
         # What is not real may hold anything, NaN included: nothing of it may reach a gradient.
-        real = placement.cell_of_valid & batch.image_valid[:, None]
+        real = placement.cell_of_valid[:, 1 + config.num_queries :] & batch.image_valid[:, None]
         patches = jnp.where(real[..., None], batch.patches, 0)
         embed = heads.linear(
             config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed"
@@ -126,7 +133,7 @@ class Backbone(nn.Module):
         first = jnp.concatenate([cls, det])
         first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
         tokens = jnp.concatenate([first, patches], axis=1)
-        resizer = position.make_resizer(config.position_grid, batch.grid, placement, self.bounds)
+        resizer = position.make_resizer(config.position_grid, batch.grid, placement, self._cells)
         return tokens + position.token_positions(table, resizer, self.place)
 
     def _mid(self, grid: Array, placement: position.Placement) -> vit.Mid | None:
@@ -142,7 +149,7 @@ class Backbone(nn.Module):
             name="mid_position",
         )()
         size = config.mid_position_grid
-        return vit.Mid(tables, position.make_resizer(size, grid, placement, self.bounds))
+        return vit.Mid(tables, position.make_resizer(size, grid, placement, self._cells))
 
 
 class Yolos(nn.Module):
