@@ -68,7 +68,6 @@ class Group:
         plans: Sequence[dict],
         *,
         devices: int = 1,
-        compile_once: bool = True,
     ):
         """Starts nothing yet.
 
@@ -77,7 +76,6 @@ class Group:
           flags: of ``train.py``; programs are kept where ``compile.cache`` says.
           plans: one per process.
           devices: virtual CPU devices of each.
-          compile_once: what is not kept yet only process 0 compiles.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -92,7 +90,7 @@ class Group:
             own = [*flags, *plan.get("flags", ())]
             if len(plans) > 1:
                 own += [*meet, f"--config.mesh.process_id={number}"]
-            args = (plan, own, str(out), devices, compile_once)
+            args = (plan, own, str(out), devices)
             self.members.append(context.Process(target=run, args=args))
 
     def __enter__(self) -> Group:
@@ -136,14 +134,14 @@ class Group:
         return "\n".join(f"--- process {i} ---\n{self.output(i)[-6000:]}" for i in numbers)
 
 
-def run(plan: dict, flags: list[str], out: str, devices: int, compile_once: bool) -> None:
+def run(plan: dict, flags: list[str], out: str, devices: int) -> None:
     """One process, from its first line to its last."""
     printed = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ.pop(compilation.VARIABLE, None)
-    shared_programs.share(waiting=compile_once)
+    shared_programs.same_names()
     # Whoever runs these tests and how: they are about what happens when, not about speed.
     jax.config.update("jax_disable_most_optimizations", True)
     arm(plan)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests import shared_programs, tiny, tiny_detr
+from tests import tiny, tiny_detr
 from yolos_jax import launch
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
@@ -80,7 +80,6 @@ def run(mesh: jax.sharding.Mesh, variant: str) -> dict[str, np.ndarray]:
 
 
 def main(out: str, coordinator: str, processes: str, number: str, *variants: str) -> None:
-    shared_programs.share()
     config = tiny.make_config()
     config.mesh.coordinator, config.mesh.wait_seconds = coordinator, 60
     config.mesh.num_processes, config.mesh.process_id = int(processes), int(number)

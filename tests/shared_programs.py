@@ -1,30 +1,19 @@
-"""Has the processes of a test compile each program once: on CPUs jax has each compile all."""
+"""Has tests compile each program once, whichever of them asks for it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 
-import jax
 from jax._src import cache_key
-
-
-def share(*, waiting: bool = True) -> None:
-    """Call it in every process of a run before jax starts.
-
-    Args:
-      waiting: processes without a program wait for the one that process 0 compiles.
-    """
-    same_names()
-    jax.config.update("jax_share_binary_between_hosts", waiting)
 
 
 def same_names(replace: Callable = setattr) -> None:
     """Keeps a program under one name, whichever process compiles it and whichever asks for it.
 
     On CPUs the key under which jax keeps a program depends on the process (its topology's
-    fingerprint and its numbers of devices do), and only process 0 writes: the others never find
-    anything. Here it depends on the kinds of the devices alone, as on GPUs.
+    fingerprint and its numbers of devices do). Here it depends on the kinds of the devices alone,
+    as on GPUs.
 
     Args:
       replace: such that it can be undone, ``monkeypatch.setattr``.

@@ -86,7 +86,7 @@ class Chain:
                 self.cache = self.folder / f"compiled {self.attempts}"
         flags = [*self.flags, f"--workdir={self.workdir}", f"--config.compile.cache={self.cache}"]
         folder = self.folder / "printed" / str(self.attempts)
-        with dying_train.Group(folder, flags, plans, compile_once=False) as group:
+        with dying_train.Group(folder, flags, plans) as group:
             first = group.members[kill.victim if kill else 0]
             first.join(small_run.PATIENCE)
             ended = time.monotonic()

@@ -29,15 +29,15 @@ def keep_programs(folder: str, workdir: Path) -> None:
     """Has jax keep compiled programs in a folder, where the next start finds them.
 
     A folder that cannot be used costs a warning, and compiling again. Several processes share it:
-    jax writes from the first of them only (on CPUs, where a program's key depends on the process,
-    only that one finds it again, too). What a kill cut off while it was written is removed.
+    jax writes from the first of them only. What a kill cut off while it was written is removed.
     Where the environment variable ``JAX_COMPILATION_CACHE_DIR`` names a folder, that one is used.
+    Several processes on CPUs keep nothing: ``launch.initialise`` says why.
 
     Args:
       folder: ``config.compile.cache``: seen from the work directory, or absolute; '': none.
       workdir: of the run; exists.
     """
-    if os.environ.get(VARIABLE):
+    if os.environ.get(VARIABLE) or not jax.config.jax_enable_compilation_cache:
         return
     path = (workdir / folder).resolve() if folder else None
     if path is not None:

@@ -80,6 +80,11 @@ def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | N
     )
     # After jax, which waits at exit until all processes are there: so this is run first.
     atexit.register(meeting.leave)
+    if jax.default_backend() == "cpu":
+        # A program that jax has kept comes back without what orders the exchanges of numbers in a
+        # loop and around it (jaxlib 0.10): of two devices one may be in the loop and one before it,
+        # and gloo gives each what the other has sent next.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _share_folder(meeting: Meeting, folder: Path) -> None:
