@@ -2,8 +2,9 @@
 
     python -m tests.mathematics OUT COORDINATOR PROCESSES ID VARIANT...
 
-A variant is ``model:fsdp:microbatches:matcher``. Process 0 writes ``OUT/VARIANT.npz`` for each: the
-loss of every step, and the parameters after the last by path.
+A variant is ``model:fsdp:microbatches:matcher``, of a YOLOS with ``:attention`` or without. Process
+0 writes ``OUT/VARIANT.npz`` for each: the loss of every step, and the parameters after the last by
+path.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ STEPS = 20
 MODELS = {"yolos": tiny, "detr": tiny_detr}
 IMAGES = {"yolos": 8, "detr": 4}
 SHARDED_FROM = {"yolos": 256, "detr": 64}  # elements: the models are small
-YOLOS = ("yolos:1:1:host", "yolos:2:1:host", "yolos:2:2:device")
+YOLOS = ("yolos:1:1:host", "yolos:2:1:host:heads", "yolos:2:2:device")
 DETR = ("detr:1:1:host", "detr:2:1:host")
 
 
@@ -63,10 +64,13 @@ def rows_of(host: HostBatch, rows: np.ndarray) -> HostBatch:
 
 def run(mesh: jax.sharding.Mesh, variant: str) -> dict[str, np.ndarray]:
     """Trains; returns ``losses`` [STEPS] and every parameter by its path."""
-    model, fsdp, microbatches, where = variant.split(":")
+    model, fsdp, microbatches, where, *attention = variant.split(":")
     assert mesh.shape["fsdp"] == int(fsdp)
     own = MODELS[model]
-    train_step = tiny.make_step(mesh, own.make_config(**{"matcher.where": where}), own.CLASSES)
+    changes = {"matcher.where": where}
+    if attention:
+        (changes["model.attention"],) = attention
+    train_step = tiny.make_step(mesh, own.make_config(**changes), own.CLASSES)
     state, losses = own.start(train_step), []
     mine = mesh_lib.host_rows(mesh, IMAGES[model], int(microbatches))
     for number in range(STEPS):

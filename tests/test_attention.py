@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,51 @@ def test_padding_reaches_nothing(backend, interpreted):
     assert np.isfinite(theirs).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("above", [50.0, 100.0, 3000.0])
+def test_logits_far_above_the_others(backend, above, interpreted):
+    """Some keys of the second image are met by ``above``: its powers overflow at 88 and more."""
+    q, k, v, _ = draw(BATCH, TOKENS, HEADS, WIDTH)
+    towards = np.zeros(WIDTH, np.float32)
+    towards[0] = np.sqrt(above * WIDTH**0.5)
+    plain = attend_with(backend)(q, k, v, LENGTHS)
+    q[1, :150], k[1, :3] = towards, towards * np.array([[[1.0]], [[0.999]], [[0.5]]])
+    valid = (np.arange(TOKENS) < LENGTHS[:, None])[..., None, None]
+    expected, _, gradients = definition(q, k, v, valid * v, LENGTHS)
+
+    @jax.jit
+    def run(q, k, v):
+        attend = functools.partial(attention.attention, lengths=LENGTHS, backend=backend)
+        out, pullback = jax.vjp(attend, q, k, v)
+        return out, pullback(valid * v)
+
+    out, found = run(q, k, v)
+    tolerance = 1e-5 * max(above / 50, 1)  # logits are rounded relative to their size
+    np.testing.assert_allclose(valid * out, valid * expected, atol=tolerance)
+    for ours, theirs in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+    # The image beside it has not lost a bit.
+    np.testing.assert_array_equal(attend_with(backend)(q, k, v, LENGTHS)[0], plain[0])
+
+
+def test_powers_of_two():
+    exp2 = jax.jit(head_attention.exp2)
+    whole = np.arange(-126, 128, dtype=np.float32)
+    np.testing.assert_array_equal(exp2(whole), np.exp2(whole.astype(np.float64)))
+    x = np.random.default_rng(0).uniform(-126, 127, 100_000).astype(np.float32)
+    np.testing.assert_allclose(exp2(x), np.exp2(x.astype(np.float64)), rtol=3e-7)
+    np.testing.assert_array_equal(exp2(np.float32([-127, -1e30, -np.inf])), 0)
+    np.testing.assert_array_equal(exp2(np.float32([128, 129, 1e30, np.inf])), np.inf)
+    assert np.isnan(exp2(np.float32(np.nan)))
+
+
+def test_what_is_not_a_number_stays_one_and_where_it_is():
+    q, k, v, _ = draw(2, 300, 1, 8)
+    q[1, 5] = np.nan
+    out = attend_with("heads")(q, k, v, np.array([300, 300], np.int32))
+    assert np.isnan(out[1, 5]).all() and np.isnan(out).sum() == 8
+
+
 def test_a_single_valid_token_gets_its_own_value():
     q, k, v, _ = draw(1, 9, 1, 8)
     out = attend_with("stock")(q, k, v, np.array([1], np.int32))
@@ -117,15 +163,16 @@ def test_bfloat16_accumulates_in_float32(backend):
     np.testing.assert_allclose(np.asarray(out, np.float32), 1, atol=4e-3)
 
 
-def test_splash_keeps_a_sharded_batch_where_it_is(interpreted):
+@pytest.mark.parametrize("backend", ["heads", "splash"])
+def test_a_sharded_batch_stays_where_it_is(backend, interpreted):
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     q, k, v, _ = draw(4, 130, 1, 8)
     lengths = np.array([130, 1, 60, 128], np.int32)
-    attend = attend_with("splash", mesh)
+    attend = attend_with(backend, mesh)
     placed = jax.device_put((q, k, v, lengths), rows)
     program = attend.lower(*placed).compile()
-    assert "all-gather" not in program.as_text()
+    assert not re.search("all-(gather|reduce|to-all)|collective-permute", program.as_text())
     out = program(*placed)
     assert out.sharding.is_equivalent_to(rows, out.ndim)
     expected = attend_with("stock")(q, k, v, lengths)

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tests import shared_programs, tiny_detr
-from tests.tiny import BUCKET, QUERIES, TARGETS, make_step, mesh_of
+from tests.tiny import BUCKET, QUERIES, TARGETS, make_config, make_step, mesh_of
 from yolos_jax import hlo, step
 from yolos_jax import mesh as mesh_lib
 
@@ -138,13 +138,16 @@ def test_devices_of_a_group_by_axes_of_a_mesh(groups, devices):
     assert (numbers.kind, numbers.group) == ("all-reduce", devices)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["data", "fsdp"])
+@pytest.fixture(
+    scope="module", params=[(1, "stock"), (2, "stock"), (2, "heads")], ids=["data", "fsdp", "heads"]
+)
 def compiled(request):
     """A step on 8 devices, and the collectives of its programs, numbers left out."""
-    mesh = mesh_of(8, request.param)
+    fsdp, attention = request.param
+    mesh = mesh_of(8, fsdp)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh_lib, "SHARDED_FROM", 256)  # The model is small.
-        train_step = make_step(mesh)
+        train_step = make_step(mesh, make_config(**{"model.attention": attention}))
     programs = train_step.compile(step.StepShape(BUCKET, IMAGES, TARGETS))
     return train_step, collectives_of(programs)
 

@@ -44,24 +44,23 @@ def attention(
       q, k, v: float [B, T, H, d].
       lengths: int32 [B], at least 1.
       backend: one of BACKENDS but 'auto' (see ``resolve``).
-      mesh: the devices that B is sharded over, all of its axes; 'splash' must know, since the
-        compiler does not partition its kernel. None: one device.
+      mesh: the devices that B is sharded over, all of its axes; 'splash' and 'heads' must know:
+        the compiler does not partition a kernel, and no device shall wait for what the logits of
+        another are like. None: one device.
 
     Returns:
       [B, T, H, d] in the inputs' type.
     """
-    if backend == "splash":
-        attend = _splash
+    if backend in ("splash", "heads"):
+        attend = {"splash": _splash, "heads": _heads}[backend]
         if mesh is not None and mesh.size > 1:
             rows = PartitionSpec(mesh.axis_names)
             attend = jax.shard_map(
-                _splash, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+                attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
             )
         return attend(q, k, v, lengths)
     if backend == "cudnn":
         return _cudnn(q, k, v, lengths)
-    if backend == "heads":
-        return _swap(_heads(_swap(q), _swap(k), _swap(v), lengths))
     function = {"stock": _attend, "chunked": _chunked}[backend]
     out = _swap(function(_swap(q), _swap(k), _swap(v), lengths))
     return checkpoint_name(out, _SAVED)
