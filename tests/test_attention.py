@@ -95,54 +95,109 @@ def test_padding_reaches_nothing(backend, interpreted):
     assert np.isfinite(theirs).all()
 
 
+def differentiate(backend, q, k, v, lengths, cotangent, mesh=None):
+    """Values and gradients."""
+
+    @jax.jit
+    def run(q, k, v, cotangent):
+        attend = functools.partial(attention.attention, lengths=lengths, backend=backend, mesh=mesh)
+        out, pullback = jax.vjp(attend, q, k, v)
+        return out, *pullback(cotangent)
+
+    return run(q, k, v, cotangent)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("above", [50.0, 100.0, 3000.0])
+@pytest.mark.parametrize("above", [50.0, 80.0, 90.0, 140.0, 3000.0])
 def test_logits_far_above_the_others(backend, above, interpreted):
-    """Some keys of the second image are met by ``above``: its powers overflow at 88 and more."""
+    """Without a maximum, 83 above the mean is the limit, and float32's powers end at 130."""
     q, k, v, _ = draw(BATCH, TOKENS, HEADS, WIDTH)
     towards = np.zeros(WIDTH, np.float32)
     towards[0] = np.sqrt(above * WIDTH**0.5)
-    plain = attend_with(backend)(q, k, v, LENGTHS)
     q[1, :150], k[1, :3] = towards, towards * np.array([[[1.0]], [[0.999]], [[0.5]]])
     valid = (np.arange(TOKENS) < LENGTHS[:, None])[..., None, None]
     expected, _, gradients = definition(q, k, v, valid * v, LENGTHS)
-
-    @jax.jit
-    def run(q, k, v):
-        attend = functools.partial(attention.attention, lengths=LENGTHS, backend=backend)
-        out, pullback = jax.vjp(attend, q, k, v)
-        return out, pullback(valid * v)
-
-    out, found = run(q, k, v)
+    out, *found = differentiate(backend, q, k, v, LENGTHS, valid * v)
     tolerance = 1e-5 * max(above / 50, 1)  # logits are rounded relative to their size
     np.testing.assert_allclose(valid * out, valid * expected, atol=tolerance)
     for ours, theirs in zip(found, gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
-    # The image beside it has not lost a bit.
-    np.testing.assert_array_equal(attend_with(backend)(q, k, v, LENGTHS)[0], plain[0])
+
+
+def test_a_query_that_needs_its_maximum_changes_no_other_of_its_chunk():
+    q, k, v, _ = draw(1, 100, 1, WIDTH)
+    lengths = np.array([100], np.int32)
+    plain = attend_with("heads")(q, k, v, lengths)
+    q[0, 3] *= 1000
+    other = attend_with("heads")(q, k, v, lengths)
+    rest = np.arange(100) != 3
+    np.testing.assert_array_equal(other[0, rest], plain[0, rest])
+    _, weights, _ = definition(q, k, v, v, lengths)
+    np.testing.assert_allclose(other[0, 3, 0], weights[0, 0, 3] @ v[0, :, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 1e5), ("float32", 1e6), ("bfloat16", 400), ("bfloat16", 1000)]
+)
+def test_powers_that_would_all_vanish(dtype, size):
+    """Rounding puts logits of queries across a few large keys far below their own mean."""
+    rng = np.random.default_rng(0)
+    k, v = rng.normal(size=(2, 200, 3, 1, 64)) * np.array([size, 1]).reshape(2, 1, 1, 1, 1)
+    across = rng.normal(size=64) / 8
+    k -= (k @ across)[..., None] * across / (across @ across)
+    q = np.broadcast_to(across * size * 8, k.shape)
+    q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
+    out = attend_with("heads")(q, k, v, np.full(200, 3, np.int32))
+    assert np.isfinite(np.asarray(out, np.float32)).all()
 
 
 def test_powers_of_two():
-    exp2 = jax.jit(head_attention.exp2)
-    whole = np.arange(-126, 128, dtype=np.float32)
-    np.testing.assert_array_equal(exp2(whole), np.exp2(whole.astype(np.float64)))
-    x = np.random.default_rng(0).uniform(-126, 127, 100_000).astype(np.float32)
-    np.testing.assert_allclose(exp2(x), np.exp2(x.astype(np.float64)), rtol=3e-7)
-    np.testing.assert_array_equal(exp2(np.float32([-127, -1e30, -np.inf])), 0)
-    np.testing.assert_array_equal(exp2(np.float32([128, 129, 1e30, np.inf])), np.inf)
-    assert np.isnan(exp2(np.float32(np.nan)))
+    exp2 = jax.jit(head_attention.exp2, static_argnums=1)
+    x = np.random.default_rng(0).uniform(-126, 127.4, 100_000).astype(np.float32)
+    for shift in (0, 60):
+        whole = np.arange(-126, 128, dtype=np.float32)
+        np.testing.assert_array_equal(exp2(whole + shift, shift), np.exp2(whole.astype(float)))
+        np.testing.assert_array_equal(exp2(np.float32([-127, -1e30, -np.inf]) + shift, shift), 0)
+        over = np.float32([127.5, 128, 129, 1e30, np.inf]) + shift
+        np.testing.assert_array_equal(exp2(over, shift), np.inf)
+    np.testing.assert_allclose(exp2(x, 0), np.exp2(x.astype(np.float64)), rtol=2e-7)
+    assert np.isnan(exp2(np.float32(np.nan), 0))
 
 
-def test_what_is_not_a_number_stays_one_and_where_it_is():
-    q, k, v, _ = draw(2, 300, 1, 8)
-    q[1, 5] = np.nan
-    out = attend_with("heads")(q, k, v, np.array([300, 300], np.int32))
-    assert np.isnan(out[1, 5]).all() and np.isnan(out).sum() == 8
+@pytest.mark.parametrize("what", ["query", "key"])
+def test_what_is_not_a_number_stays_in_its_image(what):
+    q, k, v, cotangent = draw(2, 300, 1, 8)
+    lengths = np.array([300, 300], np.int32)
+    plain = differentiate("heads", q, k, v, lengths, cotangent)
+    {"query": q, "key": k}[what][1, 5] = np.nan
+    for found, before in zip(
+        differentiate("heads", q, k, v, lengths, cotangent), plain, strict=True
+    ):
+        np.testing.assert_array_equal(found[0], before[0])
+        assert np.isnan(found[1]).any()
+    out = attend_with("heads")(q, k, v, lengths)
+    assert np.isnan(out[1]).sum() == {"query": 8, "key": 8 * 300}[what]
 
 
-def test_a_single_valid_token_gets_its_own_value():
-    q, k, v, _ = draw(1, 9, 1, 8)
-    out = attend_with("stock")(q, k, v, np.array([1], np.int32))
+@pytest.mark.parametrize("backend", ("stock", "chunked", "heads"))
+def test_bfloat16_is_no_worse_than_its_roundings(backend):
+    q, k, v, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in draw(1, 300, 2, 64))
+    lengths = np.array([290], np.int32)
+    cotangent = cotangent.at[:, 290:].set(0)
+    wide = [np.asarray(x, np.float64) for x in (q * 3, k + 1, v, cotangent)]
+    expected, _, gradients = definition(*wide, lengths)
+    found = differentiate(backend, q * 3, k + 1, v, lengths, cotangent)
+    for ours, theirs in zip(found, (expected, *gradients), strict=True):
+        error = np.asarray(ours, np.float64)[:, :290] - theirs[:, :290]
+        assert ours.dtype == jnp.bfloat16
+        assert np.sqrt((error**2).mean() / (theirs**2).mean()) < 0.008
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("backend", ("stock", "chunked", "heads"))
+def test_a_single_valid_token_gets_its_own_value(backend, tokens):
+    q, k, v, _ = draw(1, tokens, 1, 8)
+    out = attend_with(backend)(q, k, v, np.array([1], np.int32))
     np.testing.assert_allclose(out, np.broadcast_to(v[:, :1], v.shape), atol=1e-6)
 
 
@@ -183,11 +238,11 @@ def test_a_sharded_batch_stays_where_it_is(backend, interpreted):
 def test_parameters_can_be_drawn_whatever_attends_on_however_many_devices():
     config = make_config(**{"model.dtype": "bfloat16"}).model
     shapes = {}
-    for backend in ("stock", "splash", "cudnn"):
+    for backend in ("stock", "heads", "splash", "cudnn"):
         config.attention = backend
         model = build_model(config, CLASSES, mesh_of(8, 2))
         shapes[backend] = jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0)))
-    assert shapes["stock"] == shapes["splash"] == shapes["cudnn"]
+    assert all(of_backend == shapes["stock"] for of_backend in shapes.values())
 
 
 def test_cudnn_gets_a_head_width_it_takes(monkeypatch):

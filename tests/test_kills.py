@@ -82,7 +82,7 @@ class Chain:
         if kill is not None:
             plans[kill.victim] |= kill.plan()
             if kill.place == "compiling":
-                # To have something to compile. The next attempts find what it left.
+                # To have something to compile. One process' next attempts find what it left.
                 self.cache = self.folder / f"compiled {self.attempts}"
         flags = [*self.flags, f"--workdir={self.workdir}", f"--config.compile.cache={self.cache}"]
         folder = self.folder / "printed" / str(self.attempts)

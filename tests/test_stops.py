@@ -50,7 +50,7 @@ def stop_in(phase, flags, folder, count, asleep=ASLEEP):
         codes = group.wait(20 * STOP_SECONDS)
         seconds = time.monotonic() - started
     assert codes == [0] * count, group.printed()
-    assert "persistent compilation cache" not in group.printed()  # which all of them share
+    assert "persistent compilation cache" not in group.printed()  # which those of one process share
     assert seconds < STOP_SECONDS * busy()
     print(f"{phase} on {count}: all had ended {seconds:.1f} s after SIGTERM, load {busy():.1f}")
     return group.output(0)

@@ -46,7 +46,7 @@ def attention(
       backend: one of BACKENDS but 'auto' (see ``resolve``).
       mesh: the devices that B is sharded over, all of its axes; 'splash' and 'heads' must know:
         the compiler does not partition a kernel, and no device shall wait for what the logits of
-        another are like. None: one device.
+        another are like. B is a multiple of its size then. None: one device.
 
     Returns:
       [B, T, H, d] in the inputs' type.

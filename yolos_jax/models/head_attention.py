@@ -3,10 +3,10 @@
 Forward and backward pass as in FlashAttention-2 (arxiv.org/abs/2307.08691), with all keys in one
 block: of the softmax only its logarithmic sum is kept, the map is computed again.
 
-The forward pass looks for no maximum. A softmax stays the same when the mean of the keys is taken
-from each of them; then the mean of a query's logits is 0, so the largest is not below it, and their
-powers cannot all vanish. They can overflow, if one is far above the mean: the sum tells, and such
-queries are computed again with the maximum.
+The forward pass looks for no maximum. A query's logits less their mean, which is its product with
+the mean of the keys, have the mean 0: the largest is not far below, so their powers do not all
+vanish. They overflow where one is far above. The sum tells of both, and such queries are computed
+again with the maximum.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _CHUNK = 640  # queries
 # The products' kernels work on tiles: sizes that leave no part of one are up to a tenth faster.
 _QUERIES, _KEYS = 16, 64
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
-_LOG2_E = np.float32(np.log2(np.e))
-_SHIFT = np.float32(-60)  # of logits, as powers of two: from here to 2 ** 60 is a long way up
-_LARGEST = np.float32(2.0**60)  # sum of a query's powers
+_SHIFT = 60  # binary places, by which powers are made smaller: it is a long way up to ...
+_LARGEST = np.float32(2.0**_SHIFT)  # ... this sum of a query's powers, 83 above the mean
+_SMALLEST = np.float32(2.0**-90)  # below, what is less than 2 ** -126 would be missed in it
 # 2 ** x is 1 + c[0] x + c[1] x ** 2 + ... from -0.5 to 0.5, relative error 9e-8 (a minimax fit).
 _POWER = (0.69314698, 0.24022242, 0.055507337, 0.0096715127, 0.0013264727)
 
@@ -51,36 +51,40 @@ def make(saved: str):
     return attend
 
 
-def exp2(x: Array) -> Array:
-    """2 ** x of float32, relative error 2e-7; 0 below 2 ** -127, infinite from 2 ** 128 on.
+def exp2(x: Array, shift: int = 0) -> Array:
+    """2 ** (x - shift) of float32, relative error 2e-7.
 
     Half the work of XLA's, which is ``exp`` of a product and less exact, and made of operations
-    that XLA compiles in one loop with those around.
+    that XLA compiles in one loop with those around. 0 below 2 ** -126, infinite from 2 ** 127.5 on.
     """
-    x = jnp.clip(x, -127, 128)
+    x = jnp.clip(x, shift - 127, shift + 128)
     whole = jnp.round(x)
     rest, power = x - whole, np.float32(_POWER[-1])
     for coefficient in (*_POWER[-2::-1], 1):
         power = power * rest + np.float32(coefficient)
-    exponent = (whole.astype(jnp.int32) + 127) << 23
+    exponent = (whole.astype(jnp.int32) + (127 - shift)) << 23
     return power * jax.lax.bitcast_convert_type(exponent, jnp.float32)
 
 
 def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array]:
-    """The output, and float32 [B, T, H]: log2 of the sum of the powers of centred logits."""
-    batch, tokens, heads, _ = q.shape
+    """The output, and float32 [B, T, H]: log2 of the sum of the logits' powers."""
+    batch, tokens, heads, width = q.shape
     count, size = _chunks(tokens)
+    mean = _mean(k, lengths)
     q = _padded(q, count * size)
-    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (_centred(k, lengths), v))
+    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (k, v))
     masked = _mask(k.shape[1], lengths)
 
     def one_head(index, found):
         image, head = index // heads, index % heads
         keys, values = _rows(k, image, head).T, _rows(v, image, head)
+        centre = _rows(mean, image, head)
 
         def some_queries(chunk, found):
             place = image, head, chunk * size
-            attended = _attend(_scaled(_rows(q, *place, size)), keys, values, masked[image])
+            queries = _rows(q, *place, size)
+            middle = (queries * centre).sum(axis=-1, keepdims=True)
+            attended = _attend(queries, keys, values, masked[image], middle * _scale(width))
             return tuple(
                 _with_rows(x, rows, *place) for x, rows in zip(found, attended, strict=True)
             )
@@ -92,22 +96,28 @@ def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array
     return out[:, :tokens], total[:, :tokens, :, 0]
 
 
-def _attend(q: Array, keys: Array, v: Array, masked: Array) -> tuple[Array, Array]:
-    """[t, d], [d, T], [T, d], [T] -> [t, d] and log2 of the sums [t, 1]."""
+def _attend(q: Array, keys: Array, v: Array, masked: Array, middle: Array) -> tuple[Array, Array]:
+    """[t, d], [d, T], [T, d], [T], [t, 1] -> [t, d] and log2 of the sums [t, 1].
 
-    def weigh(logits):
-        weights = exp2(logits)
+    Args:
+      middle: float32, the mean of each query's logits.
+    """
+
+    def logits():
+        return _product(q, keys) * _scale(q.shape[-1]) + masked
+
+    def weigh(logits, shift):
+        weights = exp2(logits, shift)
         total = weights.sum(axis=-1, keepdims=True)
         return (_product(weights.astype(v.dtype), v) / total).astype(v.dtype), total
 
-    out, total = weigh(_product(q, keys) + (masked + _SHIFT))
-    fits = total < _LARGEST
-    found = out, jnp.log2(total) - _SHIFT
+    out, total = weigh(logits() - middle, _SHIFT)
+    fits = (total > _SMALLEST) & (total < _LARGEST)
+    found = out, middle + jnp.log2(total * _LARGEST)
 
     def again():
-        logits = _product(q, keys) + masked
-        most = logits.max(axis=-1, keepdims=True)
-        out, total = weigh(logits - most)
+        most = logits().max(axis=-1, keepdims=True)
+        out, total = weigh(logits() - most, 0)
         # Of the others nothing changes, not even the last bit, whatever is beside them.
         return tuple(
             jnp.where(fits, *x) for x in zip(found, (out, most + jnp.log2(total)), strict=True)
@@ -126,7 +136,7 @@ def _backward(q, k, v, lengths, out, total, gradient):
     through = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
     rows = q, gradient, total[..., None], through[..., None]
     q, gradient, total, through = (_padded(x, count * size) for x in rows)
-    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (_centred(k, lengths), v))
+    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (k, v))
     masked = _mask(k.shape[1], lengths)[..., None]
 
     def one_head(index, found):
@@ -137,8 +147,8 @@ def _backward(q, k, v, lengths, out, total, gradient):
         def some_queries(chunk, found):
             of_q, of_k, of_v = found
             place = image, head, chunk * size, size
-            queries, wanted = _scaled(_rows(q, *place)), _rows(gradient, *place)
-            logits = _product(keys, queries.T) + masked[image]
+            queries, wanted = _rows(q, *place), _rows(gradient, *place)
+            logits = _product(keys, queries.T) * _scale(width) + masked[image]
             weights = exp2(logits - _rows(total, *place).T)
             inner = _product(values, wanted.T) - _rows(through, *place).T
             inner = (weights * inner).astype(v.dtype)
@@ -157,7 +167,8 @@ def _backward(q, k, v, lengths, out, total, gradient):
     shapes = (batch, heads, width, count * size), k.shape, v.shape
     found = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     of_q, of_k, of_v = jax.lax.fori_loop(0, batch * heads, one_head, found)
-    gradients = of_q.transpose(0, 3, 1, 2) * width**-0.5, of_k / _LOG2_E, of_v
+    scale = np.float32(width**-0.5)
+    gradients = of_q.transpose(0, 3, 1, 2) * scale, of_k * scale, of_v
     return tuple(x[:, :tokens].astype(q.dtype) for x in gradients)
 
 
@@ -165,12 +176,11 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _centred(k: Array, lengths: Array) -> Array:
-    """Keys less their mean over the valid tokens."""
+def _mean(k: Array, lengths: Array) -> Array:
+    """float32 [B, 1, H, d], of the valid keys."""
     valid = (jnp.arange(k.shape[1]) < lengths[:, None])[:, :, None, None]
-    wide = k.astype(jnp.float32)
-    mean = jnp.where(valid, wide, 0).sum(axis=1, keepdims=True) / lengths[:, None, None, None]
-    return (wide - mean).astype(k.dtype)
+    total = jnp.where(valid, k, 0).sum(axis=1, keepdims=True, dtype=jnp.float32)
+    return total / lengths[:, None, None, None]
 
 
 def _mask(keys: int, lengths: Array) -> Array:
@@ -178,8 +188,9 @@ def _mask(keys: int, lengths: Array) -> Array:
     return jnp.where(jnp.arange(keys) < lengths[:, None], 0, _MASKED)
 
 
-def _scaled(q: Array) -> Array:
-    return (q.astype(jnp.float32) * (_LOG2_E * q.shape[-1] ** -0.5)).astype(q.dtype)
+def _scale(width: int) -> np.float32:
+    """Makes logits of products, as powers of two."""
+    return np.float32(np.log2(np.e) * width**-0.5)
 
 
 def _rows(x: Array, image: Array, head: Array, start: Array | int = 0, size: int = 0) -> Array:
