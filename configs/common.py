@@ -181,7 +181,7 @@ def _mesh() -> ConfigDict:
 
 
 def _compile() -> ConfigDict:
-    """Programs, each compiled once."""
+    """Programs, each compiled once (by several processes on CPUs: at every start)."""
     compile = ConfigDict()
     compile.cache = "../compiled"  # folder that keeps them, seen from the work directory; '': none
     compile.ahead = False  # compile for every bucket before the first step

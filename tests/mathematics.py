@@ -25,7 +25,7 @@ STEPS = 20
 MODELS = {"yolos": tiny, "detr": tiny_detr}
 IMAGES = {"yolos": 8, "detr": 4}
 SHARDED_FROM = {"yolos": 256, "detr": 64}  # elements: the models are small
-YOLOS = ("yolos:1:1:host", "yolos:2:1:host:heads", "yolos:2:2:device")
+YOLOS = ("yolos:1:1:host", "yolos:2:1:host", "yolos:2:1:host:heads", "yolos:2:2:device")
 DETR = ("detr:1:1:host", "detr:2:1:host")
 
 

@@ -54,8 +54,9 @@ def make(saved: str):
 def exp2(x: Array, shift: int = 0) -> Array:
     """2 ** (x - shift) of float32, relative error 2e-7.
 
-    Half the work of XLA's, which is ``exp`` of a product and less exact, and made of operations
-    that XLA compiles in one loop with those around. 0 below 2 ** -126, infinite from 2 ** 127.5 on.
+    Two thirds of the time of XLA's, which is ``exp`` of a product and less exact, and made of
+    operations that XLA compiles in one loop with those around. 0 below 2 ** -126, infinite from
+    2 ** 127.5 on.
     """
     x = jnp.clip(x, shift - 127, shift + 128)
     whole = jnp.round(x)
@@ -169,7 +170,7 @@ def _backward(q, k, v, lengths, out, total, gradient):
     of_q, of_k, of_v = jax.lax.fori_loop(0, batch * heads, one_head, found)
     scale = np.float32(width**-0.5)
     gradients = of_q.transpose(0, 3, 1, 2) * scale, of_k * scale, of_v
-    return tuple(x[:, :tokens].astype(q.dtype) for x in gradients)
+    return tuple(x[:, :tokens].astype(y.dtype) for x, y in zip(gradients, (q, k, v), strict=True))
 
 
 def _product(a: Array, b: Array) -> Array:
