@@ -84,7 +84,8 @@ def yolos_from_huggingface(state: Mapping[str, np.ndarray]) -> dict[str, np.ndar
         ("vit.embeddings.cls_token", "backbone.cls_token"),
         ("vit.embeddings.detection_tokens", "backbone.det_token"),
         ("vit.embeddings.position_embeddings", "backbone.pos_embed"),
-        ("vit.encoder.interpolation.mid_position_embeddings", "backbone.mid_pos_embed"),
+        ("vit.encoder.interpolation.", "vit.encoder."),  # in newer versions only
+        ("vit.encoder.mid_position_embeddings", "backbone.mid_pos_embed"),
         ("vit.embeddings.patch_embeddings.projection", "backbone.patch_embed.proj"),
         ("vit.encoder.layer.", "backbone.blocks."),
         ("layernorm_before", "norm1"),
