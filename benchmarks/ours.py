@@ -16,6 +16,7 @@ from yolos_jax import optimizer as optimizer_lib
 from yolos_jax.batch import Batch, Bucket, Targets, normalise
 from yolos_jax.models.build import Model, build_model
 from yolos_jax.passes import Microbatch
+from yolos_jax.programs import jit
 from yolos_jax.step import TrainStep
 
 RECIPES = {"ti": "yolos_ti", "s": "yolos_s", "b": "yolos_b"}
@@ -109,7 +110,7 @@ def make_forward(model: Model, config: ConfigDict, bucket: Bucket) -> Any:
         batch = batch._replace(patches=patches)
         return model.apply(params, batch, bounds=(bucket.rows, bucket.cols))
 
-    return jax.jit(forward)
+    return jit(forward, jax.default_backend())
 
 
 def peak_bytes() -> int | None:

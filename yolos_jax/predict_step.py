@@ -11,7 +11,7 @@ import numpy as np
 from yolos_jax import losses
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import Array, Batch, Bucket, Canvas, Detections
-from yolos_jax.programs import Program, Programs, abstract, abstract_batch
+from yolos_jax.programs import Program, Programs, abstract, abstract_batch, jit
 
 
 class PredictStep:
@@ -28,8 +28,11 @@ class PredictStep:
         self.model, self.mesh, self.preprocess = model, mesh, preprocess
         self.compiled = Programs()
         self._of_shape: dict[tuple[Bucket, int], Program] = {}
-        self._jitted = jax.jit(
-            self._predict, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh)
+        self._jitted = jit(
+            self._predict,
+            mesh.devices.flat[0].platform,
+            static_argnums=3,
+            out_shardings=mesh_lib.batch_sharding(mesh),
         )
 
     def __call__(

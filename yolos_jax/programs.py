@@ -37,6 +37,21 @@ class Program(NamedTuple):
         return self.compiled(*args)
 
 
+def jit(function: Callable, platform: str, **options: Any) -> Any:
+    """``jax.jit`` for programs that spend their time in a model.
+
+    On CPUs the compiler is told to use whole AVX-512 registers; on its own it leaves them half
+    empty, because of early processors that lowered their clock. Where there are none, this changes
+    nothing.
+
+    Args:
+      platform: that it will run on, 'cpu', 'gpu' or 'tpu'.
+      options: of ``jax.jit``.
+    """
+    told = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+    return jax.jit(function, compiler_options=told, **options)
+
+
 class Programs:
     """The programs of a run by kind ('forward', ...) and by what they were made for.
 
@@ -74,7 +89,7 @@ class Programs:
         Args:
           kind: what it is, for the counts.
           shape: what distinguishes it from others of its kind.
-          jitted: of ``jax.jit``.
+          jitted: of ``jit``.
           args: its arguments: static ones, and trees of ``jax.ShapeDtypeStruct`` with shardings.
 
         Several processes must make the same ones in the same order, and wait for each other.

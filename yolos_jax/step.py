@@ -30,6 +30,7 @@ from yolos_jax.programs import (
     abstract_batch,
     abstract_tree,
     bytes_of_shards,
+    jit,
 )
 from yolos_jax.train_state import TrainState, Updater
 
@@ -82,12 +83,13 @@ class TrainStep:
         of_forward = Forward(self._images, self._images, self._images, one, None, None)
         of_update, of_part = (self.shardings, one), (trainable, one)
         passes = Passes(model, self.updater, config)
+        platform = mesh.devices.flat[0].platform
         self._jitted = {
-            "forward": jax.jit(passes.forward, static_argnums=3, out_shardings=of_forward),
-            "update": jax.jit(passes.update, donate_argnums=0, out_shardings=of_update),
-            "zeros": jax.jit(self._zeros, out_shardings=trainable),
-            "accumulate": jax.jit(passes.accumulate, donate_argnums=0, out_shardings=of_part),
-            "apply": jax.jit(passes.apply, donate_argnums=0, out_shardings=of_update),
+            "forward": jit(passes.forward, platform, static_argnums=3, out_shardings=of_forward),
+            "update": jit(passes.update, platform, donate_argnums=0, out_shardings=of_update),
+            "zeros": jit(self._zeros, platform, out_shardings=trainable),
+            "accumulate": jit(passes.accumulate, platform, donate_argnums=0, out_shardings=of_part),
+            "apply": jit(passes.apply, platform, donate_argnums=0, out_shardings=of_update),
         }
 
     def __call__(
