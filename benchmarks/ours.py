@@ -110,7 +110,7 @@ def make_forward(model: Model, config: ConfigDict, bucket: Bucket) -> Any:
         batch = batch._replace(patches=patches)
         return model.apply(params, batch, bounds=(bucket.rows, bucket.cols))
 
-    return jit(forward, jax.default_backend())
+    return jit(forward)
 
 
 def peak_bytes() -> int | None:

@@ -122,13 +122,6 @@ def test_a_program_that_nobody_announced_is_an_error_here():
         programs.check_expected("c")
 
 
-def test_compilers_for_cpus_alone_are_told_of_wide_registers(monkeypatch):
-    monkeypatch.setattr(jax, "jit", lambda function, **options: options)
-    cpu = programs_lib.jit(abs, "cpu", donate_argnums=0)
-    assert cpu == {"compiler_options": {"xla_cpu_prefer_vector_width": 512}, "donate_argnums": 0}
-    assert programs_lib.jit(abs, "tpu") == {"compiler_options": None}
-
-
 def test_a_folder_that_cannot_be_used_costs_a_warning(tmp_path, own_cache):
     (tmp_path / "compiled").write_text("a file")
     with pytest.warns(UserWarning, match=r"not kept: .*compiled cannot be written"):

@@ -9,7 +9,6 @@ Needs neither tensorflow nor pycocotools nor torch.
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from yolos_jax.batch import Batch, Bucket, Canvas, Detections
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
+from yolos_jax.programs import jit
 
 Array = np.ndarray
 
@@ -169,7 +169,8 @@ class Detector:
         batch, bucket = layout.whole(pixels)
         bounds = (bucket.rows, bucket.cols)
         with jax.default_matmul_precision("highest"):
-            outputs, captured = _forward(self._outputs_model, self.params, batch, bounds, capture)
+            forward = jit(_forward, static_argnums=(0, 3, 4))
+            outputs, captured = forward(self._outputs_model, self.params, batch, bounds, capture)
         outputs, captured = jax.device_get((outputs, captured))
         return RawOutputs(outputs.pred_logits[-1], outputs.pred_boxes[-1], **captured)
 
@@ -190,7 +191,8 @@ class Detector:
         precision = "highest" if self.model.config.dtype == "float32" else "default"
         arrays = self.params, batch, original_size
         with jax.default_matmul_precision(precision):
-            return jax.device_get(_detections(self.model, *arrays, bucket, mean, std))
+            detect = jit(_detections, static_argnums=(0, 4, 5, 6))
+            return jax.device_get(detect(self.model, *arrays, bucket, mean, std))
 
     def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
         scores = found.scores[row]
@@ -238,7 +240,6 @@ def load(
     return Detector(params, metadata, dtype=dtype, attention=attention)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _forward(
     model: Any, params: dict, batch: Batch | Canvas, bounds: tuple[int, int], capture: bool
 ):
@@ -246,7 +247,6 @@ def _forward(
     return outputs if capture else (outputs, {})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _detections(
     model: Any,
     params: dict,

@@ -29,10 +29,7 @@ class PredictStep:
         self.compiled = Programs()
         self._of_shape: dict[tuple[Bucket, int], Program] = {}
         self._jitted = jit(
-            self._predict,
-            mesh.devices.flat[0].platform,
-            static_argnums=3,
-            out_shardings=mesh_lib.batch_sharding(mesh),
+            self._predict, mesh, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh)
         )
 
     def __call__(

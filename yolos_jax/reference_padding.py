@@ -23,6 +23,7 @@ from yolos_jax.data.index import Index
 from yolos_jax.data.layout import Layout, Sequences
 from yolos_jax.data.plan import EvalRecipe, Plan, choose_buckets, make_eval_plan
 from yolos_jax.models.build import Model
+from yolos_jax.programs import jit
 
 # Columns of a plan that are copied, and their values in a row that pads.
 PADDING_ROW = {"flip": False, "crop": 0.0, "size": 1, "grid": 1}
@@ -148,7 +149,7 @@ def make_predict_step(
         outputs = model.apply(params, batch, bounds=(bucket.rows, bucket.cols))
         return losses.postprocess(outputs, original_size)
 
-    return jax.jit(predict, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh))
+    return jit(predict, mesh, static_argnums=3, out_shardings=mesh_lib.batch_sharding(mesh))
 
 
 def on_canvases(

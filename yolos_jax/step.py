@@ -83,13 +83,12 @@ class TrainStep:
         of_forward = Forward(self._images, self._images, self._images, one, None, None)
         of_update, of_part = (self.shardings, one), (trainable, one)
         passes = Passes(model, self.updater, config)
-        platform = mesh.devices.flat[0].platform
         self._jitted = {
-            "forward": jit(passes.forward, platform, static_argnums=3, out_shardings=of_forward),
-            "update": jit(passes.update, platform, donate_argnums=0, out_shardings=of_update),
-            "zeros": jit(self._zeros, platform, out_shardings=trainable),
-            "accumulate": jit(passes.accumulate, platform, donate_argnums=0, out_shardings=of_part),
-            "apply": jit(passes.apply, platform, donate_argnums=0, out_shardings=of_update),
+            "forward": jit(passes.forward, mesh, static_argnums=3, out_shardings=of_forward),
+            "update": jit(passes.update, mesh, donate_argnums=0, out_shardings=of_update),
+            "zeros": jit(self._zeros, mesh, out_shardings=trainable),
+            "accumulate": jit(passes.accumulate, mesh, donate_argnums=0, out_shardings=of_part),
+            "apply": jit(passes.apply, mesh, donate_argnums=0, out_shardings=of_update),
         }
 
     def __call__(
