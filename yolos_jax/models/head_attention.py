@@ -209,8 +209,8 @@ def _with_rows(x: Array, rows: Array, image: Array, head: Array, start: Array | 
 
 
 def _chunks(tokens: int) -> tuple[int, int]:
-    """How many equal chunks of queries, a multiple of _AT_ONCE, and of how many each."""
-    count = -(-tokens // (_AT_ONCE * _CHUNK)) * _AT_ONCE
+    """How many equal chunks of queries, and of how many each."""
+    count = -(-tokens // _CHUNK)
     return count, _rounded(-(-tokens // count), _QUERIES)
 
 
