@@ -91,7 +91,7 @@ def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array
                 _with_rows(x, rows, *place) for x, rows in zip(found, attended, strict=True)
             )
 
-        return jax.lax.fori_loop(0, count, some_queries, found, unroll=_AT_ONCE)
+        return jax.lax.fori_loop(0, count, some_queries, found, unroll=min(_AT_ONCE, count))
 
     found = jnp.zeros_like(q), jnp.zeros((*q.shape[:3], 1), jnp.float32)
     out, total = jax.lax.fori_loop(0, batch * heads, one_head, found)
@@ -163,7 +163,7 @@ def _backward(q, k, v, lengths, out, total, gradient):
         zeros = jnp.zeros(keys.shape, jnp.float32)
         of_q, of_k, of_v = found
         of_q, *of_head = jax.lax.fori_loop(
-            0, count, some_queries, (of_q, zeros, zeros), unroll=_AT_ONCE
+            0, count, some_queries, (of_q, zeros, zeros), unroll=min(_AT_ONCE, count)
         )
         of_k, of_v = map(lambda x, y: _with_rows(x, y, image, head), (of_k, of_v), of_head)
         return of_q, of_k, of_v
@@ -209,8 +209,8 @@ def _with_rows(x: Array, rows: Array, image: Array, head: Array, start: Array | 
 
 
 def _chunks(tokens: int) -> tuple[int, int]:
-    """How many equal chunks of queries, and of how many each."""
-    count = -(-tokens // _CHUNK)
+    """How many equal chunks of queries, one or a multiple of _AT_ONCE, and of how many each."""
+    count = 1 if tokens <= _CHUNK else -(-tokens // (_AT_ONCE * _CHUNK)) * _AT_ONCE
     return count, _rounded(-(-tokens // count), _QUERIES)
 
 
