@@ -286,3 +286,11 @@ def test_without_cudnn_auto_says_so_once_and_goes_on(capsys):
     assert len(lines) == 2
     assert "no cuDNN attention here" in lines[0]
     assert lines[1] == "attention: 'chunked' for long sequences in bfloat16 on gpu"
+
+
+@pytest.mark.parametrize("tokens", [300, 1000])
+def test_heads_in_bfloat16_where_a_loop_has_one_turn(tokens):
+    x = jnp.ones((1, tokens, 3, 64), jnp.bfloat16)
+    lengths = jnp.array([tokens - 7])
+    total = jax.jit(jax.grad(lambda x: attend_with("heads")(x, x, x, lengths).astype(float).sum()))
+    assert bool(jnp.isfinite(total(x)).all())
