@@ -10,16 +10,16 @@ import pytest
 from yolos_jax.models import linear
 
 
-def arrays(shape, dtype):
+def arrays(shape, dtype, width=7):
     rng = np.random.default_rng(0)
-    sizes = (*shape, 5), (5, 7), (*shape, 7)
+    sizes = (*shape, 5), (5, width), (*shape, width)
     return [jnp.asarray(rng.normal(size=size), dtype) for size in sizes]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(6,), (2, 6), (2, 3, 4)])
-def test_both_forms_of_the_weights_gradient_are_the_plain_products(shape, dtype):
-    x, kernel, cotangent = arrays(shape, dtype)
+@pytest.mark.parametrize(("shape", "width"), [((6,), 7), ((2, 6), 7), ((2, 3, 4), 7), ((2, 6), 3)])
+def test_both_forms_of_the_weights_gradient_are_the_plain_products(shape, width, dtype):
+    x, kernel, cotangent = arrays(shape, dtype, width)
     values, pullback = jax.vjp(linear.product, x, kernel)
     expected, plain = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)
     np.testing.assert_array_equal(values, expected)
@@ -35,6 +35,17 @@ def test_both_forms_of_the_weights_gradient_are_the_plain_products(shape, dtype)
         np.testing.assert_allclose(
             np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=tolerance
         )
+
+
+def test_no_product_on_the_cpu_has_more_rows_than_columns():
+    @jax.jit
+    def gradient(x, kernel, cotangent):
+        return jax.vjp(linear.product, x, kernel)[1](cotangent)[1]
+
+    compiled = gradient.lower(*arrays((2000,), jnp.float32, 3)).compile()
+    products = [line for line in compiled.as_text().splitlines() if " dot(" in line]
+    assert len(products) == 1
+    assert "f32[3,5]" in products[0].split(" dot(")[0]
 
 
 @pytest.mark.parametrize(("platform", "axes"), [("tpu", True), ("cuda", True), ("cpu", False)])

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common
 from yolos_jax.batch import Batch
+from yolos_jax.models import vit
 from yolos_jax.models.build import Model, build_model
 
 QUERIES, CLASSES = 5, 3
@@ -75,6 +77,21 @@ def assert_trees_close(ours, theirs, tolerance):
     ):
         error = np.abs(a - b).max() / np.abs(b).max()
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_slope_are_those_of_the_definition(dtype):
+    x = np.linspace(-9, 9, 1001).astype(dtype)
+    value, pullback = jax.vjp(vit.gelu, jnp.asarray(x))
+    slope = pullback(jnp.full_like(x, 2))[0]
+    assert value.dtype == slope.dtype == dtype
+    wide = x.astype(np.float64)
+    cdf, density = scipy.stats.norm.cdf(wide), scipy.stats.norm.pdf(wide)
+    close = functools.partial(
+        np.testing.assert_allclose, rtol={"float32": 1e-6, "bfloat16": 2**-8}[dtype], atol=1e-6
+    )
+    close(np.asarray(value, np.float64), wide * cdf)
+    close(np.asarray(slope, np.float64), 2 * (cdf + wide * density))
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ Array = jax.Array
 
 _CHUNK = 960  # queries
 _AT_ONCE = 2  # chunks that do not wait for each other: one fills what the other leaves of the cores
-# The products' kernels work on tiles: sizes that leave no part of one are up to a tenth faster.
-_QUERIES, _KEYS = 16, 64
+# The products' kernels work on tiles of columns: sizes that leave no part of one are up to a tenth
+# faster. Rows may be any number. Columns of a map are keys, in the backward pass queries.
+_COLUMNS = 32
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SHIFT = 60  # binary places, by which powers are made smaller: it is a long way up to ...
 _LARGEST = np.float32(2.0**_SHIFT)  # ... this sum of a query's powers, 83 above the mean
@@ -71,10 +72,11 @@ def exp2(x: Array, shift: int = 0) -> Array:
 def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array]:
     """The output, and float32 [B, T, H]: log2 of the sum of the logits' powers."""
     batch, tokens, heads, width = q.shape
-    count, size = _chunks(tokens)
+    count = _chunks(tokens)
+    size = -(-tokens // count)
     mean = _mean(k, lengths)
     q = _padded(q, count * size)
-    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (k, v))
+    k, v = (_padded(x, _rounded(tokens, _COLUMNS)) for x in (k, v))
     masked = _mask(k.shape[1], lengths)
 
     def one_head(index, found):
@@ -134,36 +136,39 @@ def _backward(q, k, v, lengths, out, total, gradient):
     Maps are [key, query] and the product for q gives its transpose: so no map is transposed.
     """
     batch, tokens, heads, width = q.shape
-    count, size = _chunks(tokens)
-    through = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    rows = q, gradient, total[..., None], through[..., None]
-    q, gradient, total, through = (_padded(x, count * size) for x in rows)
-    k, v = (_padded(x, _rounded(tokens, _KEYS)) for x in (k, v))
-    masked = _mask(k.shape[1], lengths)[..., None]
+    count = _chunks(tokens)
+    at_once = count if count <= _AT_ONCE else 1  # longer maps push each other out of the cache
+    size = _rounded(-(-tokens // count), _COLUMNS)
+    delta = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+    q, gradient, total, delta = (_padded(x, count * size) for x in (q, gradient, total, delta))
+    # A head's numbers side by side: read with a stride, they would take half of the powers' time.
+    total, delta = (x.transpose(0, 2, 1) for x in (total, delta))
+    masked = _mask(tokens, lengths)[..., None]
 
     def one_head(index, found):
         image, head = index // heads, index % heads
         keys, values = _rows(k, image, head), _rows(v, image, head)
-        keys_t = keys.T
 
         def some_queries(chunk, found):
             of_q, of_k, of_v = found
-            place = image, head, chunk * size, size
-            queries, wanted = _rows(q, *place), _rows(gradient, *place)
+            place = image, head, chunk * size
+            queries, wanted = _rows(q, *place, size), _rows(gradient, *place, size)
+            totals, deltas = (
+                jax.lax.dynamic_slice(x, place, (1, 1, size))[0] for x in (total, delta)
+            )
             logits = _product(keys, queries.T) * _scale(width) + masked[image]
-            weights = exp2(logits - _rows(total, *place).T)
-            inner = _product(values, wanted.T) - _rows(through, *place).T
-            inner = (weights * inner).astype(v.dtype)
+            weights = exp2(logits - totals)
+            inner = (weights * (_product(values, wanted.T) - deltas)).astype(v.dtype)
             of_k += _product(inner, queries)
             of_v += _product(weights.astype(v.dtype), wanted)
-            of_chunk = _product(keys_t, inner)[None, None]
+            of_chunk = _product(keys.T, inner)[None, None]
             of_q = jax.lax.dynamic_update_slice(of_q, of_chunk, (image, head, 0, chunk * size))
             return of_q, of_k, of_v
 
         zeros = jnp.zeros(keys.shape, jnp.float32)
         of_q, of_k, of_v = found
         of_q, *of_head = jax.lax.fori_loop(
-            0, count, some_queries, (of_q, zeros, zeros), unroll=min(_AT_ONCE, count)
+            0, count, some_queries, (of_q, zeros, zeros), unroll=at_once
         )
         of_k, of_v = map(lambda x, y: _with_rows(x, y, image, head), (of_k, of_v), of_head)
         return of_q, of_k, of_v
@@ -209,10 +214,9 @@ def _with_rows(x: Array, rows: Array, image: Array, head: Array, start: Array | 
     return jax.lax.dynamic_update_slice(x, rows[None, :, None], (image, start, head, 0))
 
 
-def _chunks(tokens: int) -> tuple[int, int]:
-    """How many equal chunks of queries, one or a multiple of _AT_ONCE, and of how many each."""
-    count = 1 if tokens <= _CHUNK else -(-tokens // (_AT_ONCE * _CHUNK)) * _AT_ONCE
-    return count, _rounded(-(-tokens // count), _QUERIES)
+def _chunks(tokens: int) -> int:
+    """Into how many chunks queries are cut: one or a multiple of _AT_ONCE."""
+    return 1 if tokens <= _CHUNK else _AT_ONCE * -(-tokens // (_AT_ONCE * _CHUNK))
 
 
 def _rounded(size: int, multiple: int) -> int:
