@@ -15,8 +15,8 @@ from tests.tiny import CLASSES, make_config, mesh_of
 from yolos_jax.models import attention, head_attention
 from yolos_jax.models.build import build_model
 
-BATCH, TOKENS, HEADS, WIDTH = 2, 300, 2, 11
-LENGTHS = np.array([300, 77], np.int32)
+BATCH, TOKENS, HEADS, WIDTH = 2, 299, 2, 11
+LENGTHS = np.array([299, 77], np.int32)
 BACKENDS = ("stock", "chunked", "heads", "splash")
 
 
@@ -29,7 +29,7 @@ def interpreted(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
-    """At least three of a hundred queries, the last not full, in backends that know chunks."""
+    """Of a hundred queries or less, the last not full, in the backends that know chunks."""
     for module in (attention, head_attention):
         monkeypatch.setattr(module, "_CHUNK", 128)
 
@@ -123,8 +123,12 @@ def test_logits_far_above_the_others(backend, above, interpreted):
     out, *found = differentiate(backend, q, k, v, LENGTHS, valid * v)
     tolerance = 1e-5 * max(above / 50, 1)  # logits are rounded relative to their size
     np.testing.assert_allclose(valid * out, valid * expected, atol=tolerance)
+    # Of two keys that are nearly one, what their parts of a query's gradient leave of each other is
+    # as exact as the parts are.
+    part = towards[0] * WIDTH**-0.5
     for ours, theirs in zip(found, gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+        most = max(np.abs(theirs).max(), 2 * part)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * most)
 
 
 def test_a_query_that_needs_its_maximum_changes_no_other_of_its_chunk():
@@ -264,35 +268,8 @@ def test_cudnn_gets_a_head_width_it_takes(monkeypatch):
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_auto_picks_by_platform_type_and_length(monkeypatch):
-    monkeypatch.setattr(attention, "_cudnn_works", lambda: True)
-
-    def pick(platform, dtype, tokens):
-        return attention.resolve("auto", platform=platform, dtype=dtype, tokens=tokens)
-
-    assert pick("cpu", "float32", 1829) == pick("cpu", "bfloat16", 1829) == "heads"
-    assert pick("tpu", "bfloat16", 4352) == "splash"
-    assert pick("tpu", "float32", 4352) == pick("gpu", "float32", 4352) == "chunked"
-    assert pick("gpu", "bfloat16", 4352) == "cudnn"
-    assert {pick(platform, "bfloat16", 80) for platform in ("cpu", "gpu", "tpu")} == {"stock"}
-    named = attention.resolve("chunked", platform="cpu", dtype="float32", tokens=9)
-    assert named == "chunked"
-
-
-def test_without_cudnn_auto_says_so_once_and_goes_on(capsys):
-    attention._cudnn_works.cache_clear()
-    attention._print_once.cache_clear()
-    for _ in range(2):
-        choice = attention.resolve("auto", platform="gpu", dtype="bfloat16", tokens=4352)
-        assert choice == "chunked"
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "no cuDNN attention here" in lines[0]
-    assert lines[1] == "attention: 'chunked' for long sequences in bfloat16 on gpu"
-
-
-@pytest.mark.parametrize("tokens", [300, 1000])
-def test_heads_in_bfloat16_where_a_loop_has_one_turn(tokens):
+@pytest.mark.parametrize("tokens", [100, 200, 300, 1000])
+def test_heads_in_bfloat16_whatever_the_number_of_chunks(tokens):
     x = jnp.ones((1, tokens, 3, 64), jnp.bfloat16)
     lengths = jnp.array([tokens - 7])
     total = jax.jit(jax.grad(lambda x: attend_with("heads")(x, x, x, lengths).astype(float).sum()))

@@ -37,7 +37,7 @@ def test_both_forms_of_the_weights_gradient_are_the_plain_products(shape, width,
         )
 
 
-def test_no_product_on_the_cpu_has_more_rows_than_columns():
+def test_the_weights_gradient_on_the_cpu_has_no_more_rows_than_columns():
     @jax.jit
     def gradient(x, kernel, cotangent):
         return jax.vjp(linear.product, x, kernel)[1](cotangent)[1]

@@ -73,9 +73,8 @@ def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array
     """The output, and float32 [B, T, H]: log2 of the sum of the logits' powers."""
     batch, tokens, heads, width = q.shape
     count = _chunks(tokens)
-    size = -(-tokens // count)
+    size = -(-tokens // count)  # what is too much is cut off the last one's start: computed twice
     mean = _mean(k, lengths)
-    q = _padded(q, count * size)
     k, v = (_padded(x, _rounded(tokens, _COLUMNS)) for x in (k, v))
     masked = _mask(k.shape[1], lengths)
 
@@ -97,7 +96,7 @@ def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array
 
     found = jnp.zeros_like(q), jnp.zeros((*q.shape[:3], 1), jnp.float32)
     out, total = jax.lax.fori_loop(0, batch * heads, one_head, found)
-    return out[:, :tokens], total[:, :tokens, :, 0]
+    return out, total[..., 0]
 
 
 def _attend(q: Array, keys: Array, v: Array, masked: Array, middle: Array) -> tuple[Array, Array]:
