@@ -147,7 +147,7 @@ def override(config: ConfigDict, setting: str) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Evaluates; returns the summary that becomes the last line."""
     # Here, so that --help answers at once.
-    from yolos_jax import checkpoint, compilation, evaluator, launch, settings
+    from yolos_jax import checkpoint, checks, compilation, evaluator, launch
 
     join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.batch_size is not None:
         config.eval.batch_size = args.batch_size
     config.data.root = args.data_root
-    settings.check(config)
+    checks.check_values(config)
     keys = [setting.partition("=")[0] for setting in args.settings]
     evaluator.check_request(config, keys, args.reference_padding)
     if (Path(args.checkpoint) / config.compile.cache).is_dir():  # the run's own programs

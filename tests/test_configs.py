@@ -12,7 +12,7 @@ import pytest
 
 from configs.common import CHANGEABLE_ON_RESUME, get_config
 from train import leaves
-from yolos_jax import settings
+from yolos_jax import checks, settings
 from yolos_jax.models.build import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ def test_a_recipe_has_the_common_keys_and_types(name):
 def test_a_recipe_passes_its_own_checks(name):
     config = load(name)
     config.data.root = "somewhere"
-    settings.check(settings.complete(config, None))
+    checks.check_values(settings.complete(config, None))
 
 
 def words_of_the_code() -> set[str]:

@@ -77,37 +77,3 @@ def test_an_open_key_that_the_checkpoint_lacks_is_refused():
 def test_no_mid_tables_stays_no_mid_tables():
     config = shapes.get_config()
     assert settings.complete(config, METADATA).model.mid_position_grid == ()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("epochs", 0, "epochs=0"),
-        ("microbatches", 3, "batch_size=32: expected a multiple of microbatches=3"),
-        ("data.root", "", "data.root=''"),
-        ("data.on_error", "ignore", "one of"),
-        ("data.max_bad_fraction", 2.0, "0 to 1"),
-        ("loss.class_loss_group", 48, "divisor of the 32 images"),
-        ("matcher.where", "gpu", "'host' or 'device'"),
-        ("optimizer.lr", 0.0, "more than 0"),
-        ("optimizer.ema_decay", 1.0, "less than 1"),
-        ("preprocess.mean", (0.5,), "three numbers"),
-    ],
-)
-def test_what_no_run_can_have_is_named(key, value, message):
-    config = shapes.get_config()
-    config.data.root = "here"
-    settings.check(config)
-    section, _, name = key.rpartition(".")
-    (config[section] if section else config)[name] = value
-    with pytest.raises(ValueError, match=message):
-        settings.check(config)
-
-
-def test_all_mistakes_are_named_at_once():
-    config = shapes.get_config()
-    config.epochs = 0
-    config.log.every_steps = 0
-    with pytest.raises(ValueError) as error:
-        settings.check(config)
-    assert all(key in str(error.value) for key in ("epochs", "log.every_steps", "data.root"))

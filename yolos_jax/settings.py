@@ -1,4 +1,4 @@
-"""A run's configuration made complete and checked before anything is built from it."""
+"""A run's configuration, made complete from the checkpoint that it starts from."""
 
 from __future__ import annotations
 
@@ -79,63 +79,3 @@ def complete(
             value = stored_model["detr"][key]
             config.model.detr[key] = tuple(value) if isinstance(value, list) else value
     return config
-
-
-def check(config: ConfigDict) -> None:
-    """Refuses values that no run can have.
-
-    What only one room can judge (names of schedules, backends, dtypes, ...) is refused there.
-
-    Raises:
-      ValueError: naming every wrong key, its value and what was expected.
-    """
-    wrong = []
-
-    def expect(key: str, condition: bool, expected: str) -> None:
-        section, _, name = key.rpartition(".")
-        value = (config[section] if section else config)[name]
-        if not condition:
-            wrong.append(f"{key}={value!r}: expected {expected}")
-
-    for key in ("epochs", "batch_size", "microbatches"):
-        expect(key, config[key] >= 1, "at least 1")
-    expect("seed", config.seed >= 0, "0 or more")
-    expect(
-        "batch_size",
-        config.microbatches < 1 or config.batch_size % config.microbatches == 0,
-        f"a multiple of microbatches={config.microbatches}",
-    )
-    expect("data.root", bool(config.data.root), "the folder of the pictures and annotations")
-    for key in ("on_error", "exif"):
-        allowed = {"on_error": ("raise", "skip"), "exif": ("ignore", "apply")}[key]
-        expect(f"data.{key}", config.data[key] in allowed, f"one of {allowed}")
-    for key in ("train_subset", "val_subset", "workers"):
-        expect(f"data.{key}", config.data[key] >= 0, "0 or more")
-    expect("data.prefetch", config.data.prefetch >= 1, "at least 1")
-    expect("data.max_bad_fraction", 0 <= config.data.max_bad_fraction <= 1, "0 to 1")
-    for key in ("mean", "std"):
-        expect(f"preprocess.{key}", len(config.preprocess[key]) == 3, "three numbers")
-    group = config.loss.class_loss_group
-    images = config.batch_size // max(config.microbatches, 1)
-    expect(
-        "loss.class_loss_group",
-        group == 0 or (group > 0 and images % group == 0),
-        f"0, or a divisor of the {images} images of a microbatch",
-    )
-    expect("loss.reference_processes", config.loss.reference_processes >= 1, "at least 1")
-    expect("matcher.where", config.matcher.where in ("host", "device"), "'host' or 'device'")
-    expect("optimizer.lr", config.optimizer.lr > 0, "more than 0")
-    expect("optimizer.backbone_lr", config.optimizer.backbone_lr >= 0, "0 or more")
-    expect("optimizer.ema_decay", 0 <= config.optimizer.ema_decay < 1, "0 to less than 1")
-    expect("optimizer.max_skipped", config.optimizer.max_skipped >= 1, "at least 1")
-    for key in ("keep_last", "wait_seconds"):
-        expect(f"checkpoint.{key}", config.checkpoint[key] >= 1, "at least 1")
-    expect("eval.batch_size", config.eval.batch_size >= 1, "at least 1")
-    for key in ("checkpoint.every_steps", "checkpoint.keep_best", "eval.every_epochs"):
-        section, name = key.split(".")
-        expect(key, config[section][name] >= 0, "0 or more")
-    expect("log.every_steps", config.log.every_steps >= 1, "at least 1")
-    for key in ("pictures", "watchdog_seconds"):
-        expect(f"log.{key}", config.log[key] >= 0, "0 or more")
-    if wrong:
-        raise ValueError("configuration:\n  " + "\n  ".join(wrong))

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import (
     agreement,
+    checks,
     compilation,
     datasets,
     launch,
@@ -159,7 +160,7 @@ def prepare(
     initial = load_params(config.init) if config.init and begun is None else None
     source = str(folder) if begun is not None else config.init
     config = settings.complete(config, begun or (initial and initial[1]), source)
-    settings.check(config)
+    checks.check_values(config)
     if begun is not None:
         runlog.refuse_changes(
             begun["config"], json.loads(config.to_json()), changeable_on_resume, folder, defaults
