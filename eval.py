@@ -17,6 +17,7 @@ import difflib
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more")
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size}: expected at least 1")
-    if args.results and os.path.isdir(args.results):
+    if args.results and "://" in args.results:
+        parser.error(f"--results {args.results}: expected a local file")
+    if args.results and (os.path.isdir(args.results) or not os.path.basename(args.results)):
         parser.error(f"--results {args.results}: is a folder, expected a file")
     return args
 
@@ -133,7 +136,7 @@ def override(config: ConfigDict, setting: str) -> None:
     current = config[section][name]
     try:
         value = text if isinstance(current, str) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = text
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -170,11 +173,16 @@ def run(args: argparse.Namespace) -> dict:
         subset=args.subset,
     )
     if launch.is_first():
+        if args.results:
+            make_place(args.results)
+        if metadata.get("new"):
+            print(f"{args.checkpoint}: its heads are random, it is a start for training")
         print(f"{args.checkpoint}: step {metadata['step']}, {metadata['source']}")
     found, summary = evaluator.evaluate_checkpoint(
         params, metadata, config, split, padding=args.reference_padding
     )
-    summary |= {"checkpoint": os.path.abspath(args.checkpoint), "split": args.split}
+    named = {"annotations": args.annotations} if args.annotations else {"split": args.split}
+    summary |= {"checkpoint": os.path.abspath(args.checkpoint), **named}
     if args.results and launch.is_first():
         write_whole(args.results, found.results)
         summary["results"] = os.path.abspath(args.results)
@@ -196,10 +204,24 @@ def join(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, before)
 
 
+def make_place(path: str) -> None:
+    """Makes the folder of a file that will be written when everything else is done.
+
+    Raises:
+      ValueError: nothing can be written there.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--results {path}: cannot be written: {error}") from error
+
+
 def write_whole(path: str, results: list[dict]) -> None:
     """Writes JSON under its name only when it is complete."""
     partial = f"{path}.partial"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:
         with open(partial, "w", encoding="utf-8") as file:
             json.dump(results, file, allow_nan=False)
@@ -216,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         summary = run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         launch.fail(f"eval.py: {error}")
     if launch.is_first():
         print(json.dumps(summary))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import runpy
 import sys
 
@@ -72,7 +73,12 @@ def load_defaults(argv: list[str]) -> dict[str, object]:
         name, equals, path = argument.lstrip("-").partition("=")
         if name == "config":
             path = path if equals else (argv + [""])[i + 1]
-            return leaves(runpy.run_path(path)["get_config"]())
+            if not os.path.isfile(path):
+                raise flags.Error(f"--config={path}: no such file; expected one of configs/")
+            content = runpy.run_path(path)
+            if "get_config" not in content:
+                raise flags.Error(f"--config={path}: has no function get_config")
+            return leaves(content["get_config"]())
     raise flags.Error("--config is missing: one of configs/")
 
 
@@ -90,6 +96,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if not _WORKDIR.value:
             raise flags.Error("--workdir is missing: a folder for the run")
         return remaining
+    except (SyntaxError, ImportError) as error:
+        sys.exit(f"train.py: --config: {error}")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
 
@@ -112,11 +120,19 @@ def main(argv: list[str]) -> None:
         )
     except preemption.Stopped as reason:
         launch.leave(f"train.py: {reason}, before the first step; nothing to save")
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         (launch.end if Programs.abandoned else launch.fail)(f"train.py: {error}")
     except OSError as error:
         # A thread that was writing a checkpoint may never end: it is not waited for.
         launch.end(f"train.py: {error}")
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = str(error).splitlines()[0]
+        launch.end(
+            f"train.py: out of memory; more microbatches, model.remat='full', a smaller batch_size "
+            f"or (with several devices) mesh.fsdp need less: {what}"
+        )
     if launch.is_first():
         print(json.dumps(summary))
     if Programs.abandoned:

@@ -92,13 +92,22 @@ def half_of_the_hashes(step):
 
 
 def an_item_gone(step):
-    shutil.rmtree(step / "optimizer")
+    shutil.rmtree(step / "params")
 
 
 @pytest.mark.parametrize("spoil", [empty, hashes_of_nothing, half_of_the_hashes, an_item_gone])
 def test_a_folder_that_is_no_checkpoint_is_set_aside(folder, spoil, capfd):
     spoil(folder / "2")
     assert checkpoint.load_params(folder)[1]["step"] == 1
+    assert restore(folder) == 1
+    assert "checkpoint 2 is damaged" in capfd.readouterr().err
+
+
+def test_predicting_does_without_the_optimizers_state(folder, capfd):
+    shutil.rmtree(folder / "2" / "optimizer")
+    assert checkpoint.load_params(folder)[1]["step"] == 2
+    assert checkpoint.load_params(folder / "2")[1]["step"] == 2
+    assert not capfd.readouterr().err
     assert restore(folder) == 1
     assert "checkpoint 2 is damaged" in capfd.readouterr().err
 

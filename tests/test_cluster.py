@@ -145,6 +145,7 @@ def test_explicit_values_win_over_the_cluster(find):
         ({"coordinator": ":80", "num_processes": 2}, "':80'; expected host:port"),
         ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "process_id is 2"),
         ({"wait_seconds": 0}, "wait_seconds is 0"),
+        ({"num_processes": 4, "process_id": 3}, "is 4 and mesh.process_id 3, but mesh.coordinator"),
     ],
 )
 def test_values_that_make_no_start_are_named(find, keys, message):

@@ -60,8 +60,15 @@ def test_threshold_and_top_k(loaded, everything):
     np.testing.assert_array_equal(found.scores, scores[:4])  # a score equal to it is kept
     found = loaded.predict(picture(64, 64), threshold=0, top_k=2)[0]
     np.testing.assert_array_equal(found.boxes_xyxy_px, everything.boxes_xyxy_px[:2])
-    nothing = loaded.predict(picture(64, 64), threshold=1.1)[0]
+    nothing = loaded.predict(picture(64, 64), threshold=1)[0]
     assert nothing.boxes_xyxy_px.shape == (0, 4) and nothing.names == ()
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 50}, {"threshold": -0.1}, {"top_k": -1}])
+def test_no_threshold_and_no_count(loaded, wrong):
+    (key,) = wrong
+    with pytest.raises(ValueError, match=f"{key} is"):
+        loaded.predict(picture(64, 64), **wrong)
 
 
 def test_boxes_are_in_pixels_of_the_picture_as_it_came(loaded):
@@ -195,6 +202,10 @@ def test_overrides(path):
     assert smaller.model.config.attention == "stock"
     with pytest.raises(ValueError, match="float16"):
         detector.load(path, dtype="float16")
+    for wrong in ({"size": 65}, {"max_size": 63}, {"size": -8}):
+        with pytest.raises(ValueError, match=r"size is .* and max_size"):
+            detector.load(path, **wrong)
+    assert detector.load(path, size=65, max_size=0).preprocess["size"] == 65
 
 
 def test_a_start_for_training_is_no_detector_yet(path, tmp_path):

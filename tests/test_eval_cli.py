@@ -182,6 +182,11 @@ def test_a_dataset_of_other_classes_is_refused(capsys, data, checkpoint):
         (["--set", "preprocess.size"], "expected KEY=VALUE"),
         (["--set", "model.attention=fast"], "model.attention is 'fast'"),
         (["--checkpoint", "/nowhere"], "/nowhere: no such folder"),
+        (["--results", "/dev/null/r.json"], "--results /dev/null/r.json: cannot be written"),
+        (["--set", "preprocess.size=128"], "expected no more than preprocess.max_size="),
+        (["--set", "preprocess.std=(0.2,0,0.2)"], "expected three numbers above 0"),
+        (["--set", "preprocess.max_size={[]:1}"], "expected int"),
+        (["--set", "mesh.num_processes=2"], "mesh.coordinator is empty"),
     ],
 )
 def test_what_cannot_work_is_one_message(capsys, data, checkpoint, arguments, message):

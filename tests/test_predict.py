@@ -134,5 +134,6 @@ def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
     assert "choose another folder" in run(checkpoint, pictures / "a.png", "--out", pictures)
     assert "no such folder" in run(tmp_path / "none", pictures, "--out", out)
     assert not out.exists()  # nothing half-written
-    with pytest.raises(SystemExit):
-        predict.parse(["c", "p", "--out", "o", "--threshold", "2"])
+    for wrong in (["--threshold", "2"], ["--out", "gs://bucket/o"]):
+        with pytest.raises(SystemExit):
+            predict.parse(["c", "p", "--out", "o", *wrong])

@@ -46,3 +46,21 @@ def test_missing_flags_are_named(tmp_path):
     assert "--config is missing" in run_train(f"--workdir={tmp_path}").stderr
     assert "--workdir is missing" in run_train("--config=configs/shapes.py").stderr
     assert "nowhere.py" in run_train("--config=configs/nowhere.py", "--workdir=x").stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("x = 1", "has no function get_config"),
+        (None, "no such file; expected one of configs/"),
+    ],
+)
+def test_what_is_no_configuration(content, message, tmp_path):
+    path = tmp_path / "mine.py" if content else tmp_path
+    if content:
+        path.write_text(content)
+    done = run_train(f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr

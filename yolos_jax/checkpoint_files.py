@@ -129,8 +129,12 @@ def write_sums(folder: epath.Path) -> None:
     (folder / SUMS).write_text("".join(lines))
 
 
-def damage(folder: epath.Path) -> str | None:
+def damage(folder: epath.Path, dispensable: str = "") -> str | None:
     """Compares a step's files with their hashes.
+
+    Args:
+      folder: of the step.
+      dispensable: item that may be missing as a whole; all or nothing of it.
 
     Returns:
       One line that names the first file in disorder and what is wrong; None if all is well.
@@ -144,6 +148,8 @@ def damage(folder: epath.Path) -> str | None:
         expected, gap, name = line.partition("  ")
         if not gap or len(expected) != 64:
             return f"{folder / SUMS}: not a list of SHA-256 hashes"
+        if name.startswith(f"{dispensable}/") and not (folder / dispensable).exists():
+            continue
         try:
             found = _sha256(folder / name)
         except OSError as error:

@@ -15,6 +15,7 @@ from yolos_jax import checkpoint_files as files
 
 FORMAT = 1  # of the layout above and of the metadata's keys
 FOLDER = "checkpoints"  # of a run's work directory
+_DISPENSABLE = "optimizer"  # for whoever predicts
 _OTHERS = "convert_torch_weights.py makes one of another project's weights"
 
 
@@ -52,7 +53,7 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
         order = best + [step for step in order if step not in best]
     damaged: dict[int, str] = {}
     for step in order:
-        damage = files.damage(folder / str(step))
+        damage = files.damage(folder / str(step), _DISPENSABLE)
         if damage is None:
             report_damage(damaged)
             return _load_step(folder / str(step), verified=True)
@@ -61,7 +62,7 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
 
 
 def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
-    damage = None if verified else files.damage(folder)
+    damage = None if verified else files.damage(folder, _DISPENSABLE)
     if damage is not None:
         raise ValueError(f"damaged checkpoint: {damage}")
     metadata = files.read_metadata(folder)

@@ -56,6 +56,11 @@ def find(
         raise ValueError(f"mesh.wait_seconds is {config.wait_seconds}; expected at least 1")
     if config.coordinator:
         return _from_config(config, environ)
+    if (config.num_processes, config.process_id) != (1, 0):
+        raise ValueError(
+            f"mesh.num_processes is {config.num_processes} and mesh.process_id "
+            f"{config.process_id}, but mesh.coordinator is empty; expected host:port of process 0"
+        )
     if config.distributed != "auto":
         return None
     return _from_cluster(config.wait_seconds, environ, say)

@@ -121,8 +121,13 @@ class Detector:
           One Prediction per picture, in their order.
 
         Raises:
-          ValueError: no such picture, not a picture, or not one of the three kinds.
+          ValueError: no such picture, not a picture, not one of the three kinds; a threshold
+            that is no score; a negative ``top_k``.
         """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, expected a score, 0 to 1")
+        if top_k < 0:
+            raise ValueError(f"top_k is {top_k}, expected 0 or more")
         pictures = _as_list(pictures)
         images = [_to_array(picture, self._exif) for picture in pictures]
         layout = self.model.layout
@@ -225,12 +230,19 @@ def load(
       max_size: longer side at most, likewise.
 
     Raises:
-      ValueError: no checkpoint there, or one that is damaged.
+      ValueError: no checkpoint there, one that is damaged, or sizes that no picture can have.
     """
     params, metadata = checkpoint.load_params(path)
     given = {"size": size, "max_size": max_size}
     given = {key: value for key, value in given.items() if value is not None}
-    metadata = {**metadata, "preprocess": {**metadata["preprocess"], **given}}
+    preprocess = {**metadata["preprocess"], **given}
+    shorter, longer = preprocess["size"], preprocess["max_size"]
+    if given and (shorter < 1 or not (longer == 0 or shorter <= longer)):
+        raise ValueError(
+            f"size is {shorter} and max_size {longer}; expected 1 pixel or more, and a max_size "
+            "that is no less (0: no limit)"
+        )
+    metadata = {**metadata, "preprocess": preprocess}
     if metadata.get("new"):
         warnings.warn(
             f"{path}: its heads are random, it is a start for training and no detector yet "

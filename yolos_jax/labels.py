@@ -176,6 +176,8 @@ def checked_categories(categories: Sequence[Mapping[str, Any]]) -> dict[int, str
         number, name = category.get("id"), category.get("name")
         if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
             raise ValueError(f"category {dict(category)!r}: id is {number!r}, expected an integer")
+        if abs(number) >= 2**63:
+            raise ValueError(f"category {dict(category)!r}: id {number} has more than 64 bits")
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"category {dict(category)!r}: name is {name!r}, expected a text")
         if number in names:

@@ -8,6 +8,7 @@ Writes each picture with its boxes, and ``results.json``; needs neither tensorfl
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -48,6 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: expected a score, 0 to 1")
+    if files.is_remote(args.out):
+        parser.error(f"--out {args.out}: expected a local folder")
     if args.top_k < 0 or args.batch_size < 1:
         parser.error("--top_k must not be negative, --batch_size at least 1")
     return args
@@ -107,7 +110,7 @@ def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> lis
     except ValueError as error:
         # One of them is at fault (too thin to resize, say): the others are predicted without it.
         if len(paths) == 1:
-            return [ValueError(f"{paths[0]}: {error}")]
+            return [ValueError(f"{paths[0]}: {str(error).removeprefix('picture 0: ')}")]
         return [outcome for path in paths for outcome in predict_chunk(model, [path])]
     for i, prediction in zip(readable, predictions, strict=True):
         outcomes[i] = outcomes[i], prediction
@@ -193,6 +196,8 @@ def write_picture(
 def main(argv: Sequence[str] | None = None) -> None:
     """Predicts as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         unreadable = run(args)
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from yolos_jax import mesh
 from yolos_jax.data.plan import Plan
@@ -53,7 +54,36 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
             f"note: {len(data.train)} training pictures and no --config.init: set prediction "
             f"trained from nothing wants {FEW_IMAGES} or more; start from a detector"
         )
+    lines += box_notes(data.train, config.model.num_queries)
+    lines += box_notes(data.val, config.model.num_queries)
     return "\n".join(lines)
+
+
+def box_notes(index: Any, queries: int) -> list[str]:
+    """Lines about boxes that no detector of so many queries can find, or that are none.
+
+    Args:
+      index: a ``data.index.Index``.
+      queries: of the model, Q.
+    """
+    notes = []
+    counts = np.diff(index.box_offsets)
+    more = counts > queries
+    if more.any():
+        notes.append(
+            f"note: {more.sum()} of {len(index)} pictures of {index.annotations} have more boxes "
+            f"than model.num_queries={queries}: {(counts[more] - queries).sum()} boxes too many to "
+            "be found or learnt"
+        )
+    sides = index.boxes_xyxy_px[:, 2:] - index.boxes_xyxy_px[:, :2]
+    small = (sides < 1).any(axis=1)
+    if 2 * small.sum() > len(small):
+        notes.append(
+            f"note: {small.sum()} of {len(small)} boxes of {index.annotations} are less than a "
+            "pixel wide or high: COCO's bbox is x, y, width, height in pixels, not in shares of "
+            "the picture"
+        )
+    return notes
 
 
 def describe_memory(state: Any, device_mesh: jax.sharding.Mesh) -> list[str]:

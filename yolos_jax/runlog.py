@@ -17,6 +17,16 @@ from tqdm import tqdm
 _ABSENT = "(no such key)"
 
 
+def local_folder(workdir: str) -> Path:
+    """The work directory's absolute path; raises ValueError for one in an object store."""
+    if "://" in workdir:
+        raise ValueError(
+            f"--workdir {workdir}: expected a folder of a file system that is mounted; only the "
+            "pictures may be in an object store"
+        )
+    return Path(workdir).expanduser().resolve()
+
+
 class RunLog:
     """``metrics.jsonl`` of a work directory, and the progress bar on stderr.
 

@@ -33,6 +33,11 @@ SUMMARY = (
 UNNAMED = re.compile(rf"(class|label)[ _]?\d+|{UNUSED}", re.IGNORECASE)
 
 
+def require() -> None:
+    """Raises ImportError now, where the first score would after hours."""
+    import pycocotools.cocoeval  # noqa: F401
+
+
 def coco_metrics(ground_truth: dict, detections: Sequence[dict], image_ids: Sequence[int]) -> dict:
     """Scores detections as pycocotools does, to the last bit.
 

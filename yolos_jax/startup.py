@@ -22,6 +22,7 @@ from yolos_jax import (
     report,
     runlog,
     schedules,
+    scoring,
     settings,
     step,
 )
@@ -150,8 +151,10 @@ def prepare(
     Raises:
       ValueError: anything about configuration, data, start or work directory that does not fit.
       OSError: not all processes of the run came.
+      ImportError: a library that the run will want is not installed.
     """
-    folder = Path(workdir).expanduser().resolve()
+    scoring.require()
+    folder = runlog.local_folder(workdir)
     launch.initialise(config.mesh, config, folder)
     begun = checkpoints = None
     if (folder / "checkpoints").exists():

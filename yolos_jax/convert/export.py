@@ -91,6 +91,8 @@ WRITERS: dict[str, Callable[[Converted, Path, str], None]] = {
 
 def check_destination(source: str | Path, destination: str | Path, overwrite: bool) -> None:
     """Raises ValueError where writing would destroy what nobody asked to destroy."""
+    if "://" in str(destination):
+        raise ValueError(f"{destination}: expected a local path.")
     target = Path(destination)
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{destination}: source and destination are the same.")

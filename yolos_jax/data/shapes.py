@@ -158,7 +158,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     try:
         write(arguments.pop("out"), **arguments)
-    except ValueError as error:
+    except (ValueError, OSError, OverflowError) as error:
         parser.error(str(error))
 
 

@@ -1,0 +1,42 @@
+"""Notes about a run that a person should read before its first step."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+
+from yolos_jax import report
+
+
+class Index(types.SimpleNamespace):
+    """The columns of a ``data.index.Index`` that notes are made of."""
+
+    def __len__(self):
+        return len(self.box_offsets) - 1
+
+
+def make(*boxes_per_picture):
+    return Index(
+        annotations="a.json",
+        box_offsets=np.cumsum([0, *(len(boxes) for boxes in boxes_per_picture)]),
+        boxes_xyxy_px=np.concatenate([np.reshape(b, (-1, 4)) for b in boxes_per_picture]),
+    )
+
+
+LARGE, SMALL = [10, 10, 40, 30], [0.1, 0.2, 0.5, 0.9]
+
+
+def test_more_boxes_than_queries():
+    index = make([LARGE] * 5, [], [LARGE] * 3, [LARGE] * 4)
+    (note,) = report.box_notes(index, 3)
+    assert note.startswith("note: 2 of 4 pictures of a.json have more boxes")
+    assert "model.num_queries=3: 3 boxes too many" in note
+    assert report.box_notes(index, 5) == []
+
+
+def test_boxes_in_shares_of_the_picture():
+    (note,) = report.box_notes(make([SMALL, SMALL], [LARGE]), 100)
+    assert note.startswith("note: 2 of 3 boxes of a.json are less than a pixel")
+    assert report.box_notes(make([SMALL, LARGE]), 100) == []
+    assert report.box_notes(make([], []), 100) == []
