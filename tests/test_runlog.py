@@ -114,3 +114,16 @@ def test_a_run_may_have_been_begun_before_there_was_a_key(tmp_path):
     new["loss"]["eos_coef"] = 0.2
     with pytest.raises(ValueError, match=r"\n  loss\.eos_coef: was 0\.1, is 0\.2$"):
         runlog.refuse_changes(old, new, (), tmp_path, defaults)
+
+
+def test_a_work_directory_that_cannot_be_is_refused_before_anything_is_read(tmp_path):
+    assert runlog.local_folder(str(tmp_path / "a" / "b")) == (tmp_path / "a" / "b").resolve()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("")
+    for wrong, message in (
+        (tmp_path / "file", "file is a file"),
+        (tmp_path / "file" / "run", "file is a file"),
+        ("gs://bucket/run", "only the pictures may be in an object store"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runlog.local_folder(str(wrong))

@@ -64,3 +64,30 @@ def test_what_is_no_configuration(content, message, tmp_path):
     done = run_train(f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("RuntimeError('RESOURCE_EXHAUSTED: no room for 9 bytes\\nmore')", "need less: RESOURCE_"),
+        ("ImportError('No module named pycocotools')", "train.py: No module named pycocotools"),
+    ],
+)
+def test_no_room_and_no_library_are_one_line(error, message, tmp_path):
+    program = (
+        "import train; from yolos_jax import trainer\n"
+        f"def fail(*args, **kwargs): raise {error}\n"
+        "trainer.train = fail\n"
+        "train.app.run(train.main, flags_parser=train.parse_flags)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--config=configs/shapes.py", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -18,13 +18,22 @@ _ABSENT = "(no such key)"
 
 
 def local_folder(workdir: str) -> Path:
-    """The work directory's absolute path; raises ValueError for one in an object store."""
+    """The work directory's absolute path.
+
+    Raises:
+      ValueError: it is in an object store, or cannot be made.
+    """
     if "://" in workdir:
         raise ValueError(
             f"--workdir {workdir}: expected a folder of a file system that is mounted; only the "
             "pictures may be in an object store"
         )
-    return Path(workdir).expanduser().resolve()
+    folder = Path(workdir).expanduser().resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        problem = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"--workdir {workdir}: {there} {problem}")
+    return folder
 
 
 class RunLog:
