@@ -84,8 +84,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more")
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size}: expected at least 1")
-    if args.results and "://" in args.results:
-        parser.error(f"--results {args.results}: expected a local file")
     if args.results and (os.path.isdir(args.results) or not os.path.basename(args.results)):
         parser.error(f"--results {args.results}: is a folder, expected a file")
     return args
@@ -210,6 +208,10 @@ def make_place(path: str) -> None:
     Raises:
       ValueError: nothing can be written there.
     """
+    from yolos_jax.data import files
+
+    if files.is_remote(path):
+        raise ValueError(f"--results {path}: expected a local file")
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)

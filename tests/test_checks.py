@@ -23,7 +23,6 @@ from yolos_jax import checks
         ("optimizer.clip_norm", -1.0, "0 or more"),
         ("optimizer.lr", float("inf"), "a finite number"),
         ("optimizer.b1", 1.5, "0 to less than 1"),
-        ("optimizer.lr_drop", 0, "at least 1"),
         ("loss.eos_coef", -1.0, "0 or more"),
         ("matcher.giou_cost", -2.0, "0 or more"),
         ("seed", 2**63, "below 2"),

@@ -15,6 +15,7 @@ import yolos_jax
 from configs import common
 from tests import tiny_checkpoint
 from yolos_jax import mesh, scoring
+from yolos_jax.checkpoint import load_params, save_params
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.shapes import write as write_shapes
 from yolos_jax.data.truth import ground_truth
@@ -136,7 +137,18 @@ def test_subset_and_names_of_files(capsys, data, checkpoint):
         "other/list.json", "--images", ".", "--batch_size", 3, "--set", "model.attention=chunked",
     )  # fmt: skip
     assert error is None
-    assert json.loads(printed.splitlines()[-1])["images"] == 3
+    summary = json.loads(printed.splitlines()[-1])
+    assert summary["images"] == 3
+    assert summary["annotations"] == "other/list.json" and "split" not in summary
+
+
+def test_random_heads_are_said(capsys, data, checkpoint, tmp_path):
+    params, metadata = load_params(checkpoint)
+    start = tmp_path / "start"
+    save_params(start, params, metadata | {"new": ["class_head"]})
+    printed, error = run(capsys, "--checkpoint", start, "--data_root", data, "--subset", 3)
+    assert error is None
+    assert printed.splitlines()[0] == f"{start}: its heads are random, it is a start for training"
 
 
 def test_unreadable_pictures_stop_it_unless_allowed(capsys, data, checkpoint, tmp_path):
@@ -182,6 +194,7 @@ def test_a_dataset_of_other_classes_is_refused(capsys, data, checkpoint):
         (["--set", "preprocess.size"], "expected KEY=VALUE"),
         (["--set", "model.attention=fast"], "model.attention is 'fast'"),
         (["--checkpoint", "/nowhere"], "/nowhere: no such folder"),
+        (["--results", "gs://bucket/r.json"], "expected a local file"),
         (["--results", "/dev/null/r.json"], "--results /dev/null/r.json: cannot be written"),
         (["--set", "preprocess.size=128"], "expected no more than preprocess.max_size="),
         (["--set", "preprocess.std=(0.2,0,0.2)"], "expected three numbers above 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -89,10 +90,22 @@ def test_unreadable_pictures_are_named_and_the_others_done(checkpoint, pictures,
     printed = capsys.readouterr()
     for name in ("broken.jpg", "empty.png", "thin.png"):
         assert sum(name in line for line in printed.err.splitlines()) == 1, printed.err
+    assert "picture 0" not in printed.err
     assert "a.png: 8 boxes" in printed.out and "b.jpg: 8 boxes" in printed.out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [Path(r["file"]).name for r in results["pictures"]] == ["a.png", "b.jpg"]
     assert len(results["unreadable"]) == 3
+
+
+def test_a_name_that_is_no_text(checkpoint, pictures, tmp_path, monkeypatch):
+    name = os.fsdecode(os.fsencode(pictures) + b"/\xff.png")
+    os.rename(pictures / "a.png", name)
+    written = io.BytesIO()
+    strict = io.TextIOWrapper(written, encoding="utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr("sys.stdout", strict)
+    assert run(checkpoint, pictures, "--out", tmp_path / "out") is None
+    assert b"\\udcff.png: " in written.getvalue()
+    assert (tmp_path / "out" / "results.json").exists()
 
 
 def test_threshold_and_top_k(checkpoint, pictures, tmp_path, capsys):

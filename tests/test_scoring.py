@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,10 @@ def test_classes_without_names_match_by_id():
     assert scoring.match_categories(unnamed, LabelMap((1, 2), ("a", "b"))).tolist() == [-1, 1, 2]
     with pytest.raises(ValueError, match="7"):
         scoring.match_categories(unnamed, LabelMap((7,), ("a",)))
+
+
+def test_a_missing_library_is_known_before_the_first_epoch(monkeypatch):
+    scoring.require()
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ImportError, match="pycocotools"):
+        scoring.require()

@@ -67,3 +67,11 @@ def test_senseless_numbers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="size is 8"):
         shapes.write(tmp_path / "none", size=8)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["shapes", str(tmp_path / "file"), "--train=1", "--val=1"])
+    with pytest.raises(SystemExit):
+        shapes.main()
+    assert "file" in capsys.readouterr().err.splitlines()[-1]

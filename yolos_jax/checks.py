@@ -25,7 +25,7 @@ def _of_each(holds: Callable[[float], bool]) -> Callable[[tuple], bool]:
 _RULES: tuple[Rule, ...] = (
     (
         """epochs batch_size microbatches data.prefetch loss.reference_processes
-        optimizer.max_skipped optimizer.lr_drop checkpoint.keep_last checkpoint.wait_seconds
+        optimizer.max_skipped checkpoint.keep_last checkpoint.wait_seconds
         eval.batch_size log.every_steps model.width model.heads model.mlp_width model.num_queries
         preprocess.size""",
         lambda value: value >= 1,

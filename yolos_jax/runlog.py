@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from yolos_jax.data import files
+
 _ABSENT = "(no such key)"
 
 
@@ -23,7 +25,7 @@ def local_folder(workdir: str) -> Path:
     Raises:
       ValueError: it is in an object store, or cannot be made.
     """
-    if "://" in workdir:
+    if files.is_remote(workdir):
         raise ValueError(
             f"--workdir {workdir}: expected a folder of a file system that is mounted; only the "
             "pictures may be in an object store"

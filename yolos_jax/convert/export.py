@@ -19,6 +19,7 @@ import numpy as np
 from yolos_jax import checkpoint
 from yolos_jax.convert import read, systems
 from yolos_jax.convert.conversion import Converted
+from yolos_jax.data import files
 
 _HF_FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
 
@@ -91,7 +92,7 @@ WRITERS: dict[str, Callable[[Converted, Path, str], None]] = {
 
 def check_destination(source: str | Path, destination: str | Path, overwrite: bool) -> None:
     """Raises ValueError where writing would destroy what nobody asked to destroy."""
-    if "://" in str(destination):
+    if files.is_remote(destination):
         raise ValueError(f"{destination}: expected a local path.")
     target = Path(destination)
     if target.resolve() == Path(source).resolve():
