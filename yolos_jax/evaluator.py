@@ -99,13 +99,9 @@ def evaluate_checkpoint(
 
     model = build.build_model(config.model, trained.num_classes, mesh)
     params = jax.tree.map(mesh_lib.put_whole, params, mesh_lib.shardings(params, mesh))
-    if padding:
-        predict_step = reference_padding.make_predict_step(model, mesh)
-    else:
-        predict_step = PredictStep(model, mesh, config.preprocess)
     started = time.monotonic()
     found = evaluation.evaluate(
-        predict_step,
+        _predict_step(model, config, mesh, padding),
         params,
         index,
         plan,
@@ -117,6 +113,14 @@ def evaluate_checkpoint(
     summary = summarise(found, len(index), time.monotonic() - started) | {"step": metadata["step"]}
     say_findings(found, summary, say)
     return found, summary
+
+
+def _predict_step(
+    model: build.Model, config: ConfigDict, mesh: jax.sharding.Mesh, padding: int
+) -> Callable:
+    if padding:
+        return reference_padding.make_predict_step(model, mesh)
+    return PredictStep(model, mesh, config.preprocess)
 
 
 def load_split(
