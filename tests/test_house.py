@@ -52,7 +52,7 @@ ORDER = [
     ["checkpoint_files"],
     ["checkpoint_read"],
     ["checkpoint"],
-    ["runlog", "settings", "checks"],
+    ["runlog", "settings", "checks", "unused"],
     ["convert.places"],
     ["convert.names"],
     ["convert.start", "convert.read", "convert.detr_names"],

@@ -6,8 +6,7 @@ import types
 
 import numpy as np
 
-from configs import common
-from yolos_jax import report, schedules
+from yolos_jax import report
 
 
 class Index(types.SimpleNamespace):
@@ -41,13 +40,3 @@ def test_boxes_in_shares_of_the_picture():
     assert note.startswith("note: 2 of 3 boxes of a.json are less than a pixel")
     assert report.box_notes(make([SMALL, LARGE]), 100) == []
     assert report.box_notes(make([], []), 100) == []
-
-
-def test_a_warm_up_of_another_schedule():
-    config = common.get_config().optimizer
-    assert schedules.warmup_notes(config) == []
-    config.warmup_steps = 500
-    (note,) = schedules.warmup_notes(config)
-    assert "optimizer.warmup_steps=500 is for schedule 'cosine'; 'published' does without" in note
-    config.schedule = "cosine"
-    assert schedules.warmup_notes(config) == []

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from yolos_jax import mesh, schedules
+from yolos_jax import mesh
 from yolos_jax.data.plan import Plan
 
 # The demo's eight thousand easy pictures are just enough; of photographs, maintainers of such
@@ -54,7 +54,6 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
             f"note: {len(data.train)} training pictures and no --config.init: set prediction "
             f"trained from nothing wants {FEW_IMAGES} or more; start from a detector"
         )
-    lines += schedules.warmup_notes(config.optimizer)
     lines += box_notes(data.train, config.model.num_queries)
     lines += box_notes(data.val, config.model.num_queries)
     return "\n".join(lines)

@@ -12,22 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_WARMUP = {"published": "warmup_epochs", "cosine": "warmup_steps"}
-
-
-def warmup_notes(config: Mapping[str, Any]) -> list[str]:
-    """Lines about a warm-up that the chosen schedule does not have.
-
-    Args:
-      config: the ``optimizer`` part of the configuration.
-    """
-    return [
-        f"note: optimizer.{key}={config[key]} is for schedule {schedule!r}; {config['schedule']!r} "
-        "does without it"
-        for schedule, key in _WARMUP.items()
-        if config[key] and schedule != config["schedule"]
-    ]
-
 
 def make_schedule(
     config: Mapping[str, Any], *, steps_per_epoch: int, total_steps: int, epochs: int

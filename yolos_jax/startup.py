@@ -25,6 +25,7 @@ from yolos_jax import (
     scoring,
     settings,
     step,
+    unused,
 )
 from yolos_jax.batch import HostBatch
 from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
@@ -34,7 +35,6 @@ from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 from yolos_jax.predict_step import PredictStep
-from yolos_jax.watchdog import Watchdog
 
 MIN_STEPS_READ = 64
 
@@ -162,6 +162,7 @@ def prepare(
         begun = checkpoints.metadata()
     initial = load_params(config.init) if config.init and begun is None else None
     source = str(folder) if begun is not None else config.init
+    in_vain = unused.notes(config, defaults)
     config = settings.complete(config, begun or (initial and initial[1]), source)
     checks.check_values(config)
     if begun is not None:
@@ -170,6 +171,8 @@ def prepare(
         )
 
     run = build(config, folder)
+    for note in in_vain:
+        say(note)
     rng = jax.random.key(config.seed)
     params = None
     if initial is not None:
@@ -240,13 +243,6 @@ def build(config: ConfigDict, folder: Path) -> Run:
     groups = optimizer.describe_groups(trainable, frozen, config.optimizer, model.rules)
     say(report.describe_run(run, first_plan, groups))
     return run
-
-
-def watchdog(run: Run) -> Watchdog:
-    """Watches over the run from its first step on, as ``config.log`` says."""
-    log = run.config.log
-    path = run.workdir / f"watchdog_{jax.process_index()}.txt"
-    return Watchdog(log.watchdog_seconds, path, launch.end if log.watchdog_exit else None)
 
 
 def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:

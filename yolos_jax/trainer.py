@@ -35,7 +35,7 @@ def train(
       config: as ``configs/common.py`` describes.
       workdir: folder of the run; made when missing.
       changeable_on_resume: keys that may differ from those of the run that is resumed.
-      defaults: what keys count as that there were not yet when that one was begun; None: nothing.
+      defaults: of the keys, for notes and for runs begun before a key was there; None: unknown.
       preemption: listens already; None: somebody who does until the run ends.
 
     Returns:
@@ -64,7 +64,7 @@ def train(
             batch_size=run.config.batch_size,
             every=run.config.log.every_steps,
         )
-        with log, startup.watchdog(run) as watchdog:
+        with log, Watchdog.of(run.config.log, run.workdir, launch.end) as watchdog:
             try:
                 return Trainer(run, progress, preemption, log, watchdog).fit()
             except ValueError:

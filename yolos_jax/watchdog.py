@@ -13,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+from ml_collections import ConfigDict
+
 
 class Watchdog:
     """Watches over the phases of a run: ``with Watchdog(...) as watchdog``, then ``watch`` each.
@@ -37,6 +40,12 @@ class Watchdog:
         self._since = 0.0
         self._told = False
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, config: ConfigDict, folder: Path, end: Callable[[str], None]) -> Watchdog:
+        """As the ``log`` part of a configuration says; each process has a file in the folder."""
+        path = folder / f"watchdog_{jax.process_index()}.txt"
+        return cls(config.watchdog_seconds, path, end if config.watchdog_exit else None)
 
     def __enter__(self) -> Watchdog:
         if self.seconds > 0:
