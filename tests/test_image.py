@@ -109,6 +109,8 @@ def test_what_cannot_be_decoded_is_named(tmp_path):
         image.decode(tmp_path)
     with pytest.raises(ValueError, match="floating-point"):
         image.decode(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+    with pytest.raises(ValueError, match="32-bit integers, expected 8 or 16 bits"):
+        image.decode(encoded(Image.fromarray(np.full((4, 4), 200, np.int32)), "TIFF"))
     with pytest.raises(ValueError, match="expected 'ignore' or 'apply'"):
         image.decode(jpeg, exif="yes")
 

@@ -90,7 +90,8 @@ def open_rgb(
     with _open_file(source, name) as (file, name), _open_picture(file, name) as picture:
         turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
         try:
-            return _as_rgb(picture if turn is None else picture.transpose(turn))
+            rgb = _as_rgb(picture)
+            return rgb if turn is None else rgb.transpose(turn)
         # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
         except Exception as error:
             raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
@@ -102,6 +103,8 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I" and picture.format == "TIFF":  # nothing says which number is white
+        raise ValueError("pixels are signed or 32-bit integers, expected 8 or 16 bits")
     if picture.mode.startswith("I"):
         # Pillow's own conversion cuts everything above 255 to white.
         grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
