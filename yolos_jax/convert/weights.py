@@ -21,6 +21,7 @@ from yolos_jax.convert import (
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
 from yolos_jax.labels import LabelMap
+from yolos_jax.models.build import layout_of
 
 # In this order: a YOLOS has a vision transformer's tensors too, a segmentation model a detector's.
 _LAYOUTS = (
@@ -53,12 +54,26 @@ def open_checkpoint(path: str | Path, options: Options) -> tuple[Converted, Sour
       ValueError: no checkpoint, of no known kind, or one that does not fit; one message names all
         that is wrong.
     """
+    source = None
     if is_ours(path):
-        return from_ours(path, options), None
-    source = read.read(path)
+        converted = from_ours(path, options)
+    else:
+        source = read.read(path)
+        converted = _from_source(source, path, options)
+    preprocess, least = converted.preprocess, layout_of(converted.model).patch_size
+    shorter, longer = preprocess["size"], preprocess["max_size"]
+    if not least <= shorter <= (longer or shorter):
+        raise ValueError(
+            f"pictures of a shorter side of {shorter} and a longer one of at most {longer} pixels: "
+            f"expected {least} or more, and a longer one that is no less; see --size, --max_size."
+        )
+    return converted, source
+
+
+def _from_source(source: Source, path: str | Path, options: Options) -> Converted:
     for recognises, convert in _LAYOUTS:
         if recognises(source.tensors):
-            return convert(source, options), source
+            return convert(source, options)
     some = ", ".join(list(source.tensors)[:5])
     raise ValueError(
         f"{path}: {len(source.tensors)} tensors in no layout that is known here ({some}, ...). "
