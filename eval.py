@@ -242,6 +242,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = run(args)
     except (ValueError, OSError, ImportError) as error:
         launch.fail(f"eval.py: {error}")
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = str(error).splitlines()[0]
+        launch.end(
+            "eval.py: out of memory; a smaller --batch_size or (with several devices) --set "
+            f"mesh.fsdp need less: {what}"
+        )
     if launch.is_first():
         print(json.dumps(summary))
 

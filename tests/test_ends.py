@@ -1,4 +1,4 @@
-"""How train.py and the demo end when a thread still compiles what nobody waits for."""
+"""How programs end: with one line, and at once where a thread compiles what nobody waits for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import eval as eval_script
 import train
 from yolos_jax import demo, launch, trainer
 from yolos_jax.data import shapes
@@ -65,3 +66,23 @@ def test_a_demo_that_was_stopped_leaves_at_once(left_behind, monkeypatch, tmp_pa
         demo.main()
     assert left_behind == [1]
     assert '"finished": false' in capsys.readouterr().out
+
+
+def test_a_demo_without_its_configuration_leaves_what_is_there(monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(demo, "CONFIG", tmp_path / "shapes.py")
+    monkeypatch.setattr(sys, "argv", ["demo", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"shapes\.py: no such file; the demo is for a clone"):
+        demo.main()
+    assert (tmp_path / "run").exists()
+
+
+def test_an_evaluation_without_room_is_one_line(left_behind, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: no room for 9 bytes\nand much more")
+
+    monkeypatch.setattr(eval_script, "run", fail)
+    with pytest.raises(Ended):
+        eval_script.main(["--checkpoint=a", "--data_root=b"])
+    assert left_behind == [1]
+    assert capsys.readouterr().err.endswith("need less: RESOURCE_EXHAUSTED: no room for 9 bytes\n")

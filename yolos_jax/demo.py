@@ -30,10 +30,12 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     out = Path(arguments.out)
+    if not CONFIG.exists():
+        sys.exit(f"demo: {CONFIG}: no such file; the demo is for a clone of the repository")
+    config = runpy.run_path(str(CONFIG))["get_config"]()
     # A demo measures from nothing: a finished run in its place would only be read again.
     for part in ("data", "run"):
         shutil.rmtree(out / part, ignore_errors=True)
-    config = runpy.run_path(str(CONFIG))["get_config"]()
     config.seed = arguments.seed
     config.data.root = str(out / "data")
     try:
