@@ -148,14 +148,16 @@ def override(config: ConfigDict, setting: str) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Evaluates; returns the summary that becomes the last line."""
     # Here, so that --help answers at once.
-    from yolos_jax import checkpoint, checks, compilation, evaluator, launch
+    from yolos_jax import checkpoint, checks, compilation, evaluator, launch, unused
 
     join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
     config = checkpoint_config(metadata)
     config.data.tfds_name = config.data.cache_dir = ""  # of the training's machine
+    before = config.to_dict()
     for setting in args.settings:
         override(config, setting)
+    in_vain = unused.notes(config, before)
     if args.batch_size is not None:
         config.eval.batch_size = args.batch_size
     config.data.root = args.data_root
@@ -176,6 +178,8 @@ def run(args: argparse.Namespace) -> dict:
         if metadata.get("new"):
             print(f"{args.checkpoint}: its heads are random, it is a start for training")
         print(f"{args.checkpoint}: step {metadata['step']}, {metadata['source']}")
+        for note in in_vain:
+            print(note)
     found, summary = evaluator.evaluate_checkpoint(
         params, metadata, config, split, padding=args.reference_padding
     )
@@ -248,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         what = str(error).splitlines()[0]
         launch.end(
             "eval.py: out of memory; a smaller --batch_size or (with several devices) --set "
-            f"mesh.fsdp need less: {what}"
+            f"mesh.fsdp=N need less: {what}"
         )
     if launch.is_first():
         print(json.dumps(summary))

@@ -64,8 +64,8 @@ def test_labels_win_over_stored_ones(written, kind, tmp_path):
         ({"num_heads": 4}, "--num_heads 4, but the checkpoint has 3"),
         ({"mid_pe_size": ()}, "--mid_pe_size none, but the checkpoint has 48 64"),
         ({"dilation": False}, "--no-dilation, but a YOLOS has no stages"),
-        ({"size": 8}, "side of 8 and a longer one of at most 13 pixels: expected 16 or more"),
-        ({"size": 320, "max_size": 200}, "side of 320 and a longer one of at most 200 pixels"),
+        ({"size": 8}, "pictures of 8 pixels, expected --size 16 or more"),
+        ({"size": 320, "max_size": 200}, "pictures of 320 to 200 pixels, expected --max_size 320"),
     ],
 )
 def test_flags_that_contradict_are_errors(written, kind, flags, message):

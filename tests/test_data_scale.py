@@ -132,7 +132,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 after = []
-for epoch in range(3):
+for epoch in range(6):
     made = plan.make_plan(
         data, recipe, buckets, seed=0, epoch=epoch, batch_size=16, window=8
     )
@@ -146,7 +146,7 @@ print(json.dumps({"pictures": seen, "resident_bytes": after}))
 
 
 @pytest.mark.parametrize("kind", ["loose", "packed"])
-def test_memory_is_flat_over_three_epochs(kind, tmp_path):
+def test_memory_is_flat_over_six_epochs(kind, tmp_path):
     from yolos_jax.data import records
 
     random = np.random.default_rng(0)
@@ -168,6 +168,7 @@ def test_memory_is_flat_over_three_epochs(kind, tmp_path):
         names = ["--annotations", "a.json", "--images", "pictures", "--shards", "8"]
         records.main([str(root), str(tmp_path / "packed"), *names])
     found = run(EPOCHS, tmp_path / kind, kind)
-    first, _, third = found["resident_bytes"]
+    # What malloc keeps for itself changes by 4 % either way from one epoch to the next.
+    before, after = np.split(np.array(found["resident_bytes"]), 2)
     assert found["pictures"] == 1600
-    assert third <= first * 1.05
+    assert np.median(after) <= np.median(before) * 1.05

@@ -73,9 +73,10 @@ def test_seven_images_three_devices_batch_four(capsys, data, checkpoint, tmp_pat
     file = tmp_path / "deep" / "results.json"
     printed, error = run(
         capsys, "--checkpoint", checkpoint, "--data_root", data, "--batch_size", 4,
-        "--results", file,
+        "--results", file, "--set", "data.tfds_val=x",
     )  # fmt: skip
     assert error is None
+    assert printed.count("note: data.tfds_val='x' is not used with data.tfds_name=''") == 1
     assert "batches of 6 images instead of 4" in printed
     summary = json.loads(printed.splitlines()[-1])
     results = json.loads(file.read_text())

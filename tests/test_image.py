@@ -90,6 +90,19 @@ def test_orientation_is_ignored_or_applied(orientation, tmp_path):
     assert header.turned_size == PIXELS.shape[:2]
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_tiffs_are_upright_whatever_is_asked(orientation):
+    exif = Image.Exif()
+    exif[image.ORIENTATION_TAG] = orientation
+    stored = Image.fromarray(PIXELS)
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}.get(orientation)
+    source = encoded(stored.transpose(turn) if turn else stored, "TIFF", exif=exif)
+    assert image.read_header(source)[:2] == PIXELS.shape[:2]
+    assert image.read_header(source).orientation == 1
+    for asked in ("ignore", "apply"):
+        np.testing.assert_array_equal(image.decode(source, exif=asked), PIXELS)
+
+
 def test_an_orientation_that_means_nothing_turns_nothing():
     source = with_orientation(PIXELS, 9)
     assert image.read_header(source).orientation == 1
@@ -111,6 +124,8 @@ def test_what_cannot_be_decoded_is_named(tmp_path):
         image.decode(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
     with pytest.raises(ValueError, match="32-bit integers, expected 8 or 16 bits"):
         image.decode(encoded(Image.fromarray(np.full((4, 4), 200, np.int32)), "TIFF"))
+    with pytest.raises(ValueError, match="expected 8 or 16 bits"):
+        image.to_rgb(Image.fromarray(np.full((4, 4), 200, np.int32)))
     with pytest.raises(ValueError, match="expected 'ignore' or 'apply'"):
         image.decode(jpeg, exif="yes")
 

@@ -16,9 +16,10 @@ class Index(types.SimpleNamespace):
         return len(self.box_offsets) - 1
 
 
-def make(*boxes_per_picture):
+def make(*boxes_per_picture, **dropped):
     return Index(
         annotations="a.json",
+        dropped=types.SimpleNamespace(counts=dropped),
         box_offsets=np.cumsum([0, *(len(boxes) for boxes in boxes_per_picture)]),
         boxes_xyxy_px=np.concatenate([np.reshape(b, (-1, 4)) for b in boxes_per_picture]),
     )
@@ -40,3 +41,11 @@ def test_boxes_in_shares_of_the_picture():
     assert note.startswith("note: 2 of 3 boxes of a.json are less than a pixel")
     assert report.box_notes(make([SMALL, LARGE]), 100) == []
     assert report.box_notes(make([], []), 100) == []
+
+
+def test_corners_instead_of_sizes():
+    (note,) = report.box_notes(make([LARGE] * 4, outside=3), 100)
+    assert note.startswith("note: 3 boxes of a.json reach out of their pictures")
+    (note,) = report.box_notes(make([LARGE], **{"outside": 1, "no area": 2}), 100)
+    assert "3 boxes" in note
+    assert report.box_notes(make([LARGE] * 4, outside=2), 100) == []

@@ -10,7 +10,7 @@ import pytest
 
 from configs import finetune
 from configs import shapes as shapes_config
-from configs.common import CHANGEABLE_ON_RESUME
+from configs.common import CHANGEABLE_ON_RESUME, get_config
 from yolos_jax import checkpoint, launch, trainer
 from yolos_jax.data import shapes
 
@@ -129,6 +129,17 @@ def test_another_configuration_may_not_resume(finished, pictures, overrides, mes
 def test_some_keys_may_change_on_resume(finished, pictures):
     config = tiny(pictures, **{"log.every_steps": 7, "data.prefetch": 3, "model.remat": "none"})
     assert train(config, finished[0])["finished"]
+
+
+def test_what_was_set_in_vain_is_said(finished, pictures, capfd):
+    config = tiny(pictures, **{"log.watchdog_seconds": 0, "log.watchdog_exit": True})
+    defaults = get_config().to_dict()
+    trainer.train(
+        config, str(finished[0]), changeable_on_resume=CHANGEABLE_ON_RESUME, defaults=defaults
+    )
+    said = capfd.readouterr().out
+    assert said.count("note: log.watchdog_exit=True is not used with log.watchdog_seconds=0") == 1
+    assert said.count("is not used with") == 1
 
 
 def test_other_data_may_not_resume(finished, tmp_path):

@@ -30,11 +30,23 @@ def test_recipes_set_nothing_in_vain(name):
         ("detr_r50", {"optimizer.min_lr": 1e-5}, ["optimizer.min_lr=1e-05"]),
         ("detr_r50", {"model.patch_size": 8}, ["model.patch_size=8"]),
         ("yolos_s", {"model.detr.dropout": 0.0}, ["model.detr.dropout=0.0"]),
-        ("yolos_s", {"data.tfds_dir": "d"}, ["data.tfds_dir=d"]),
+        ("yolos_s", {"model.detr.dilation": True}, ["model.detr.dilation=True"]),
+        ("detr_r50", {"model.detr.dilation": True}, []),
+        ("finetune_detr", {"model.detr.dilation": True}, ["model.detr.dilation=True"]),
+        ("finetune_detr", {"model.detr.dropout": 0.0}, []),
+        ("yolos_s", {"optimizer.warmup_lr": 1e-7}, ["optimizer.warmup_lr=1e-07"]),
+        ("yolos_s", {"optimizer.warmup_lr": 1e-7, "optimizer.warmup_epochs": 5}, []),
+        ("yolos_s", {"data.tfds_dir": "d"}, ["data.tfds_dir='d'"]),
         (
             "yolos_s",
-            {"data.tfds_name": "coco", "data.train_images": "t", "data.val_annotations": "a"},
-            ["data.train_images=t"],  # TFDS's pictures are scored against the annotations
+            {
+                "data.tfds_name": "coco",
+                "data.train_images": "t",
+                # Ids and categories of TFDS's pictures are compared with these.
+                "data.train_annotations": "a",
+                "data.val_annotations": "b",
+            },
+            ["data.train_images='t'"],
         ),
         ("yolos_s", {"augment.crop": 0.0, "augment.crop_range": (1, 2)}, ["augment.crop_range"]),
         (

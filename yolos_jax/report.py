@@ -83,6 +83,12 @@ def box_notes(index: Any, queries: int) -> list[str]:
             "pixel wide or high: COCO's bbox is x, y, width, height in pixels, not in shares of "
             "the picture"
         )
+    outside = index.dropped.counts.get("outside", 0) + index.dropped.counts.get("no area", 0)
+    if 2 * outside > len(sides):
+        notes.append(
+            f"note: {outside} boxes of {index.annotations} reach out of their pictures or lie "
+            "outside: COCO's bbox is x, y, width, height, not two corners"
+        )
     return notes
 
 

@@ -35,7 +35,7 @@ def train(
       config: as ``configs/common.py`` describes.
       workdir: folder of the run; made when missing.
       changeable_on_resume: keys that may differ from those of the run that is resumed.
-      defaults: of the keys, for notes and for runs begun before a key was there; None: unknown.
+      defaults: of all keys: what an older run lacks counts as that; None: no notes, either.
       preemption: listens already; None: somebody who does until the run ends.
 
     Returns:

@@ -15,15 +15,12 @@ _READ: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "optimizer.schedule",
         lambda value: value == "published",
     ),
+    ("optimizer.warmup_lr", "optimizer.warmup_epochs", bool),
     ("optimizer.min_lr", "optimizer.schedule", lambda value: value in ("published", "cosine")),
     ("optimizer.lr_drop", "optimizer.schedule", lambda value: value in ("published_step", "step")),
     ("augment.crop_resize augment.crop_range", "augment.crop", bool),
     ("data.tfds_dir data.tfds_train data.tfds_val", "data.tfds_name", bool),
-    (
-        "data.train_annotations data.train_images data.val_images",
-        "data.tfds_name",
-        lambda value: not value,
-    ),
+    ("data.train_images data.val_images", "data.tfds_name", lambda value: not value),
     (
         """model.patch_size model.depth model.position_grid model.mid_position_grid
         model.position_init model.det_token_std model.attention""",
@@ -36,6 +33,13 @@ _READ: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "model.name",
         lambda value: value == "detr",
     ),
+    # All of these are the checkpoint's where the blocks are: see settings.complete.
+    (
+        """model.detr.stem_width model.detr.dilation model.detr.encoder_depth
+        model.detr.decoder_depth model.detr.pre_norm model.detr.position""",
+        "model.detr.blocks",
+        any,
+    ),
     ("log.watchdog_exit", "log.watchdog_seconds", bool),
 )
 
@@ -45,10 +49,10 @@ def notes(config: ConfigDict, defaults: Mapping[str, Any]) -> list[str]:
 
     Args:
       config: a run's, as it was given.
-      defaults: nested, of configs/common.py; a key that is as there was not set by anybody. Empty:
-        nobody knows.
+      defaults: nested, what keys are that nobody set, such as those of configs/common.py. Empty:
+        unknown.
     """
-    found = []
+    found = {}
     for keys, decides, reads in _READ if defaults else ():
         why = _value(config, decides)
         if reads(why):
@@ -56,8 +60,8 @@ def notes(config: ConfigDict, defaults: Mapping[str, Any]) -> list[str]:
         for key in keys.split():
             value = _value(config, key)
             if value != _value(defaults, key):
-                found.append(f"note: {key}={value} is not used with {decides}={why!r}")
-    return found
+                found.setdefault(key, f"note: {key}={value!r} is not used with {decides}={why!r}")
+    return list(found.values())
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:

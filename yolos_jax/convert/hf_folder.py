@@ -45,10 +45,11 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
                 "and longest_edge; give --size and --max_size."
             )
         size = {"shortest_edge": options.size}
+    shorter = int(size["shortest_edge"])
     normal = found.get("do_normalize", True)
     return conversion.preprocess_of(
-        int(size["shortest_edge"]),
-        int(size.get("longest_edge") or found.get("max_size") or 1333),
+        shorter,
+        int(size.get("longest_edge") or found.get("max_size") or max(1333, shorter)),
         options,
         found.get("image_mean", conversion.IMAGENET_MEAN) if normal else (0.0, 0.0, 0.0),
         found.get("image_std", conversion.IMAGENET_STD) if normal else (1.0, 1.0, 1.0),

@@ -62,10 +62,12 @@ def open_checkpoint(path: str | Path, options: Options) -> tuple[Converted, Sour
         converted = _from_source(source, path, options)
     preprocess, least = converted.preprocess, layout_of(converted.model).patch_size
     shorter, longer = preprocess["size"], preprocess["max_size"]
-    if not least <= shorter <= (longer or shorter):
+    if shorter < least:
+        raise ValueError(f"{path}: pictures of {shorter} pixels, expected --size {least} or more")
+    if 0 < longer < shorter:
         raise ValueError(
-            f"pictures of a shorter side of {shorter} and a longer one of at most {longer} pixels: "
-            f"expected {least} or more, and a longer one that is no less; see --size, --max_size."
+            f"{path}: pictures of {shorter} to {longer} pixels, expected --max_size {shorter} or "
+            "more"
         )
     return converted, source
 

@@ -103,7 +103,8 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I" and picture.format == "TIFF":  # nothing says which number is white
+    # Of these two they have 16 bits; elsewhere nothing says which number is white.
+    if picture.mode == "I" and picture.format not in ("PPM", "PNG"):
         raise ValueError("pixels are signed or 32-bit integers, expected 8 or 16 bits")
     if picture.mode.startswith("I"):
         # Pillow's own conversion cuts everything above 255 to white.
@@ -181,7 +182,12 @@ def _open_picture(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 where the tag is absent, damaged or means nothing."""
+    """EXIF orientation 1..8; 1 where the tag is absent, damaged or means nothing.
+
+    Also of a TIFF: Pillow turns those itself, and tells the upright size.
+    """
+    if picture.format == "TIFF":
+        return 1
     try:
         value = picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF of an otherwise good picture is no reason to refuse it
