@@ -241,15 +241,15 @@ def write_whole(path: str, results: list[dict]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     from yolos_jax import launch
+    from yolos_jax.programs import no_room
 
     try:
         summary = run(args)
     except (ValueError, OSError, ImportError) as error:
         launch.fail(f"eval.py: {error}")
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not (what := no_room(error)):
             raise
-        what = str(error).splitlines()[0]
         launch.end(
             "eval.py: out of memory; a smaller --batch_size or (with several devices) --set "
             f"mesh.fsdp=N need less: {what}"

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     try:
         asked = preemption.Preemption().listen()  # while importing, too
         from yolos_jax import launch, trainer
-        from yolos_jax.programs import Programs
+        from yolos_jax.programs import Programs, no_room
 
         summary = trainer.train(
             _CONFIG.value,
@@ -126,9 +126,8 @@ def main(argv: list[str]) -> None:
         # A thread that was writing a checkpoint may never end: it is not waited for.
         launch.end(f"train.py: {error}")
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not (what := no_room(error)):
             raise
-        what = str(error).splitlines()[0]
         launch.end(
             f"train.py: out of memory; more microbatches, model.remat='full', a smaller batch_size "
             f"or (with several devices) mesh.fsdp need less: {what}"

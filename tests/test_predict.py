@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny_checkpoint
-from yolos_jax import predict
+from yolos_jax import detector, predict
 from yolos_jax.labels import LabelMap
 
 LABELS = LabelMap((10, 20, 30), ("apple", "bean", "carrot"))
@@ -23,7 +23,7 @@ HIDE = """
 import sys
 for name in ("tensorflow", "pycocotools", "matplotlib", "torch"):
     sys.modules[name] = None  # importing it fails, and looking for it finds nothing
-from yolos_jax import predict
+from yolos_jax import detector, predict
 predict.main(sys.argv[1:])
 """
 
@@ -150,3 +150,21 @@ def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
     for wrong in (["--threshold", "2"], ["--out", "gs://bucket/o"]):
         with pytest.raises(SystemExit):
             predict.parse(["c", "p", "--out", "o", *wrong])
+
+
+def test_no_room_is_one_message(checkpoint, pictures, tmp_path, monkeypatch):
+    def fail(error):
+        def predict(*_, **__):
+            raise error
+
+        monkeypatch.setattr(detector.Detector, "predict", predict)
+
+    arguments = checkpoint, pictures, "--out", tmp_path / "out"
+    fail(RuntimeError("RESOURCE_EXHAUSTED: no room for 9 bytes\nand much more"))
+    assert run(*arguments) == (
+        "predict: out of memory; a smaller --batch_size needs less: RESOURCE_EXHAUSTED: no room "
+        "for 9 bytes"
+    )
+    fail(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        run(*arguments)

@@ -23,6 +23,7 @@ from yolos_jax import detector, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
+from yolos_jax.programs import no_room
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED = 6  # boxes that the line of a picture names
@@ -202,6 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         unreadable = run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"predict: {error}")
+    except Exception as error:
+        if not (what := no_room(error)):
+            raise
+        sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
     print(f"pictures with boxes and results.json are in {args.out}")
     if unreadable:
         sys.exit(

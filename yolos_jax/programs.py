@@ -182,3 +182,9 @@ def bytes_of_shards(tree: Any) -> int:
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def no_room(error: Exception) -> str:
+    """What there was no memory for, on one line; empty for any other error."""
+    text = str(error)
+    return text.splitlines()[0] if "RESOURCE_EXHAUSTED" in text else ""
