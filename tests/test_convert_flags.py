@@ -48,6 +48,13 @@ def test_flags_win_over_stored_sizes_and_leave_the_rest(written, kind, flags, ex
     assert found.preprocess == STORED | expected
 
 
+def test_a_run_without_a_limit_of_the_longer_side_opens(written, tmp_path):
+    found = weights.open_checkpoint(written / "yolos_jax", Options())[0]
+    found = dataclasses.replace(found, preprocess=STORED | {"max_size": 0})
+    export.write_ours(found, tmp_path / "a", "test")
+    assert weights.open_checkpoint(tmp_path / "a", Options())[0].preprocess["max_size"] == 0
+
+
 @KINDS
 def test_labels_win_over_stored_ones(written, kind, tmp_path):
     labels = tmp_path / "labels.json"

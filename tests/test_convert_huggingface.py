@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -130,6 +131,18 @@ def test_the_processor_of_an_export_prepares_pictures_as_we_do(tmp_path, size):
     np.testing.assert_allclose(ours[0].transpose(2, 0, 1), theirs[0], atol=1e-5)
 
 
+def test_no_limit_of_the_longer_side_stays_none(tmp_path):
+    path = sources.save(tmp_path / "y.pth", sources.yolos(), args=sources.yolos_args())
+    found = opened(path, Options(num_heads=3, size=64))
+    found = dataclasses.replace(found, preprocess=found.preprocess | {"max_size": 0})
+    export.write_hf(found, tmp_path / "hf", "test")
+    assert opened(tmp_path / "hf").preprocess["max_size"] == 0
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    picture = compare.generated_picture(60, 400)
+    theirs = processor(images=picture, return_tensors="np")["pixel_values"]
+    assert theirs.shape[2:] == compare.pixels_of(picture, found.preprocess, 16).shape[1:3]
+
+
 @pytest.mark.parametrize(("max_size", "warned"), [(224, True), (220, False)])
 def test_sizes_that_transformers_rounds_otherwise_are_warned_of(tmp_path, capsys, max_size, warned):
     path = sources.save(tmp_path / "y.pth", sources.yolos(), args=sources.yolos_args())
@@ -150,12 +163,17 @@ def test_preprocessor_config_is_read(tmp_path):
     for size, expected in (
         ({"shortest_edge": 512, "longest_edge": 864}, (512, 864)),
         (600, (600, 1000)),  # as it was written before 2022
+        ({"shortest_edge": 600}, (600, 1000)),
     ):
         content = {"size": size, "max_size": 1000, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(content))
         found = opened(folder).preprocess
         assert (found["size"], found["max_size"]) == expected
         assert (found["mean"], found["std"]) == ([0.5] * 3, [0.25] * 3)
+    for size in (1400, {"shortest_edge": 1400}):  # and no other key
+        (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+        found = opened(folder).preprocess
+        assert (found["size"], found["max_size"]) == (1400, 1400)
     (folder / "preprocessor_config.json").write_text('{"size": {"height": 3, "width": 4}}')
     with pytest.raises(ValueError, match=r"preprocessor_config.json.*--size"):
         opened(folder)

@@ -51,9 +51,10 @@ def test_grey_palette_and_transparency_become_rgb():
 
 def test_of_sixteen_bits_the_higher_eight_are_kept():
     deep = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
-    decoded = image.decode(encoded(Image.fromarray(deep)))
-    assert decoded[0, :, 0].tolist() == [0, 0, 1, 0x12, 255]
-    assert (decoded == decoded[..., :1]).all()
+    for kind in ("PNG", "PPM", "TIFF"):
+        decoded = image.decode(encoded(Image.fromarray(deep), kind))
+        assert decoded[0, :, 0].tolist() == [0, 0, 1, 0x12, 255], kind
+        assert (decoded == decoded[..., :1]).all()
 
 
 def test_cmyk_becomes_rgb():

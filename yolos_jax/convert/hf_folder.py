@@ -13,6 +13,7 @@ from yolos_jax.labels import LabelMap
 
 # What a checkpoint of our own adds to config.json: ids of categories that are not their slots.
 _CATEGORY_IDS = "category_ids"
+_NO_LIMIT = 1 << 20  # pixels of a longer side: transformers cannot say that there is no most
 
 
 def config_of(source: Source) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
     found = source.preprocessor
     size = found.get("size")
     if isinstance(size, int):  # before transformers 4.26
-        size = {"shortest_edge": size, "longest_edge": found.get("max_size") or 1333}
+        size = {"shortest_edge": size}
     if size is None:
         size = {"shortest_edge": published, "longest_edge": conversion.longest_side(published)}
     if not isinstance(size, dict) or "shortest_edge" not in size:
@@ -46,10 +47,11 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
             )
         size = {"shortest_edge": options.size}
     shorter = int(size["shortest_edge"])
+    longer = int(size.get("longest_edge") or found.get("max_size") or max(1333, shorter))
     normal = found.get("do_normalize", True)
     return conversion.preprocess_of(
         shorter,
-        int(size.get("longest_edge") or found.get("max_size") or max(1333, shorter)),
+        0 if longer == _NO_LIMIT else longer,
         options,
         found.get("image_mean", conversion.IMAGENET_MEAN) if normal else (0.0, 0.0, 0.0),
         found.get("image_std", conversion.IMAGENET_STD) if normal else (1.0, 1.0, 1.0),
@@ -90,7 +92,7 @@ def preprocessor_of(preprocess_config: Mapping[str, Any], processor: str) -> dic
         "do_resize": True,
         "size": {
             "shortest_edge": preprocess_config["size"],
-            "longest_edge": preprocess_config["max_size"],
+            "longest_edge": preprocess_config["max_size"] or _NO_LIMIT,
         },
         "resample": 2,  # bilinear
         "do_rescale": True,
