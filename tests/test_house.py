@@ -78,7 +78,7 @@ ORDER = [
     ["report"],
     ["startup"],
     ["trainer"],
-    ["predict", "demo"],
+    ["predict", "demo", "attend"],
 ]
 LIBRARIES = {
     "flax": ("models",),

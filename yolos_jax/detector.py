@@ -102,7 +102,7 @@ class Detector:
         self.label_map = LabelMap.from_json(metadata["label_map"])
         self.preprocess = dict(metadata["preprocess"])
         # As training saw its pictures.
-        self._exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
+        self.exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
         # Padding to few lengths: programs are compiled once for each.
         self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
 
@@ -129,7 +129,7 @@ class Detector:
         if top_k < 0:
             raise ValueError(f"top_k is {top_k}, expected 0 or more")
         pictures = _as_list(pictures)
-        images = [_to_array(picture, self._exif) for picture in pictures]
+        images = [_to_array(picture, self.exif) for picture in pictures]
         layout = self.model.layout
         prepared = [
             image_lib.preprocess(image, self.preprocess, layout.patch_size, _name(i, p))

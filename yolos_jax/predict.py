@@ -70,7 +70,10 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not inside:
-                raise ValueError(f"{path}: no picture there ({', '.join(SUFFIXES)})")
+                raise ValueError(
+                    f"{path}: no picture there ({', '.join(SUFFIXES)}); folders inside are not "
+                    "looked into"
+                )
             paths += inside
         elif path.exists():
             paths.append(path)
@@ -97,12 +100,10 @@ def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> lis
     Returns:
       For each picture (pixels, prediction), or the ValueError that says what is wrong with it.
     """
-    # As training saw its pictures.
-    exif = (model.metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
     outcomes: list = []
     for path in paths:
         try:
-            outcomes.append(image_lib.decode(path, exif=exif))
+            outcomes.append(image_lib.decode(path, exif=model.exif))
         except ValueError as error:
             outcomes.append(error)
     readable = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, np.ndarray)]
