@@ -52,6 +52,7 @@ ORDER = [
     ["checkpoint_files"],
     ["checkpoint_read"],
     ["checkpoint"],
+    ["answers"],
     ["runlog", "settings", "checks", "unused"],
     ["convert.places"],
     ["convert.names"],

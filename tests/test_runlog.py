@@ -27,10 +27,12 @@ def read(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_line_every_so_many_steps_and_after_the_last(tmp_path):
+def test_a_line_every_so_many_steps_and_after_the_last(tmp_path, capsys):
     with open_log(tmp_path, every=4) as log:
         train(log, 0, 10)
-        log.evaluation(10, {"AP": 0.5, "AP50": 0.75, "AP75": 0.4, "per_class": {"a": 0.1}}, 1.5)
+        scores = {"AP": 0.5, "AP50": 0.75, "AP75": 0.4, "per_class": {"a": 0.1}}
+        log.evaluation(10, scores | {"best_score": 0.2}, 1.5)
+    assert "note: no box scores 0.5 or more, the best 0.200" in capsys.readouterr().err
     lines = read(tmp_path)
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("train", 4), ("train", 8), ("train", 10), ("eval", 10)

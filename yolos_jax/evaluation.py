@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from yolos_jax import answers
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import Detections, HostBatch
 from yolos_jax.data.index import Index
@@ -20,7 +21,7 @@ from yolos_jax.scoring import coco_metrics, coco_results
 class Evaluation(NamedTuple):
     """What an evaluation found; the same on every host, `messages` apart."""
 
-    metrics: dict  # of coco_metrics
+    metrics: dict  # of coco_metrics and answers.describe
     results: list[dict]  # COCO results, in the order of the index, queries in their order
     unreadable: tuple[int, ...]  # ids of pictures that could not be read: no detections
     messages: tuple[str, ...]  # why, for the pictures that this host tried to read
@@ -85,14 +86,18 @@ def evaluate(
     rows, valid, detections, messages = _predict(predict_step, params, index, plan, batches, mesh)
     _check_once(index, rows)
     order = np.argsort(rows)
+    order = order[valid[order]]
     results, nonfinite = [], 0
-    for i in order[valid[order]]:
+    for i in order:
         image_results, bad = coco_results(
             int(index.image_ids[rows[i]]), Detections(*(d[i] for d in detections)), category_ids
         )
         results += image_results
         nonfinite += bad
+    seen = rows[order]
+    sizes = np.stack([index.heights[seen], index.widths[seen]], -1)
     metrics = coco_metrics(ground_truth, results, index.image_ids)
+    metrics |= answers.describe(Detections(*(d[order] for d in detections)), sizes)
     unreadable = tuple(int(index.image_ids[row]) for row in np.sort(rows[~valid]))
     return Evaluation(metrics, results, unreadable, messages, nonfinite)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from yolos_jax import agreement, datasets, evaluation, reference_padding, scoring
+from yolos_jax import agreement, answers, datasets, evaluation, reference_padding, scoring
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import HostBatch
 from yolos_jax.data import pipeline
@@ -211,6 +211,8 @@ def say_findings(found: evaluation.Evaluation, summary: dict, say: Callable[[str
             f"could not be read, scored as without detections: {len(found.unreadable)} of "
             f"{summary['images']} pictures, ids {list(found.unreadable[:SHOWN])}"
         )
+    for note in answers.notes(found.metrics):
+        say(note)
     if found.nonfinite:
         say(f"{found.nonfinite} detections were left out: not finite")
     say(

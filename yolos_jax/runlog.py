@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from yolos_jax import answers
 from yolos_jax.data import files
 
 _ABSENT = "(no such key)"
@@ -122,6 +123,8 @@ class RunLog:
         self._write("eval", step, {"seconds": seconds} | dict(metrics))
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         self.say(f"step {step}: {shown} ({seconds:.0f} s)")
+        for note in answers.notes(metrics):
+            self.say(note)
         self._since(step)  # The time belongs to no step.
 
     def say(self, message: str) -> None:
