@@ -259,7 +259,7 @@ def _model(config: Any) -> torch.nn.Module:
 
 
 def _step(config: Any, device: str, *, checkpointing: bool) -> theirs.Step:
-    torch.set_float32_matmul_precision("high")  # as XLA does on a card by default
+    torch.set_float32_matmul_precision("high")  # what autocast leaves: a favour
     peer = _model(config).to(device)
     return theirs.Step(peer, config.optimizer, autocast=True, checkpointing=checkpointing)
 

@@ -173,9 +173,8 @@ class Detector:
             raise ValueError(f"pixels are {pixels.dtype}, expected normalised float32")
         batch, bucket = layout.whole(pixels)
         bounds = (bucket.rows, bucket.cols)
-        with jax.default_matmul_precision("highest"):
-            forward = jit(_forward, static_argnums=(0, 3, 4))
-            outputs, captured = forward(self._outputs_model, self.params, batch, bounds, capture)
+        forward = jit(_forward, static_argnums=(0, 3, 4))
+        outputs, captured = forward(self._outputs_model, self.params, batch, bounds, capture)
         outputs, captured = jax.device_get((outputs, captured))
         return RawOutputs(outputs.pred_logits[-1], outputs.pred_boxes[-1], **captured)
 
@@ -193,11 +192,9 @@ class Detector:
         original_size[: len(prepared)] = sizes
         for row, (cells, grid) in enumerate(prepared):
             batch.put(row, cells, grid)
-        precision = "highest" if self.model.config.dtype == "float32" else "default"
         arrays = self.params, batch, original_size
-        with jax.default_matmul_precision(precision):
-            detect = jit(_detections, static_argnums=(0, 4, 5, 6))
-            return jax.device_get(detect(self.model, *arrays, bucket, mean, std))
+        detect = jit(_detections, static_argnums=(0, 4, 5, 6))
+        return jax.device_get(detect(self.model, *arrays, bucket, mean, std))
 
     def _choose(self, found: Detections, row: int, threshold: float, top_k: int) -> Prediction:
         scores = found.scores[row]

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh, PartitionSpec
 
-from yolos_jax.models import head_attention
+from yolos_jax.models import head_attention, precision
 
 Array = jax.Array
 
@@ -127,7 +127,10 @@ def _swap(x: Array) -> Array:
 
 def _logits(q: Array, k: Array, lengths: Array) -> Array:
     """float32 [B, H, T, S] from heads-major queries and keys."""
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    exact = precision.of(q.dtype)
+    logits = jnp.einsum(
+        "bhqd,bhkd->bhqk", q, k, precision=exact, preferred_element_type=jnp.float32
+    )
     valid = jnp.arange(k.shape[2]) < lengths[:, None]
     return jnp.where(valid[:, None, None], logits * q.shape[-1] ** -0.5, _MASKED)
 
@@ -138,7 +141,11 @@ def _attend(q: Array, k: Array, v: Array, lengths: Array) -> Array:
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.einsum(
-        "bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bhqk,bhkd->bhqd",
+        weights.astype(v.dtype),
+        v,
+        precision=precision.of(v.dtype),
+        preferred_element_type=jnp.float32,
     )
     return (out / total).astype(v.dtype)
 

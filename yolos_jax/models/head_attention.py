@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from yolos_jax.models import precision
+
 Array = jax.Array
 
 _CHUNK = 960  # queries
@@ -182,7 +184,8 @@ def _backward(q, k, v, lengths, out, total, gradient):
 
 def _product(a: Array, b: Array) -> Array:
     """In float32, which holds bfloat16's products exactly: XLA has no kernel for all of those."""
-    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32))
+    exact = precision.of(a.dtype)
+    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=exact)
 
 
 def _mean(k: Array, lengths: Array) -> Array:

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from yolos_jax.models import precision
+
 Array = jax.Array
 
 
@@ -32,7 +34,7 @@ def product(x: Array, kernel: Array) -> Array:
     """
     if x.dtype != kernel.dtype:
         raise TypeError(f"a product of {x.dtype} and {kernel.dtype}: cast one of them first")
-    return x @ kernel
+    return _matmul(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -42,15 +44,19 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     gradient = jax.lax.platform_dependent(x, cotangent, cpu=_over_rows, default=_over_axes)
-    return cotangent @ kernel.T, gradient
+    return _matmul(cotangent, kernel.T), gradient
 
 
 product.defvjp(_forward, _backward)
 
 
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=precision.of(a.dtype))
+
+
 def _over_axes(x: Array, cotangent: Array) -> Array:
     axes = tuple(range(x.ndim - 1))
-    return jnp.tensordot(x, cotangent, (axes, axes))
+    return jnp.tensordot(x, cotangent, (axes, axes), precision=precision.of(x.dtype))
 
 
 def _over_rows(x: Array, cotangent: Array) -> Array:
@@ -61,14 +67,14 @@ def _over_rows(x: Array, cotangent: Array) -> Array:
     """
     x, cotangent = (array.reshape(-1, array.shape[-1]) for array in (x, cotangent))
     if x.shape[1] > cotangent.shape[1]:
-        return jax.lax.optimization_barrier(cotangent.T @ x).T
-    return x.T @ cotangent
+        return jax.lax.optimization_barrier(_matmul(cotangent.T, x)).T
+    return _matmul(x.T, cotangent)
 
 
 def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
     """``jax.lax.dot_general`` as ``nn.Dense`` calls it: x's last axis with the kernel's first."""
     if precision is not None:
-        raise ValueError(f"precision is {precision!r}: set jax_default_matmul_precision instead")
+        raise ValueError(f"precision is {precision!r}: the type of a product's operands decides it")
     return product(x, kernel)
 
 

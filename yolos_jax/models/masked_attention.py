@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from yolos_jax.models import precision
+
 Array = jax.Array
 
 SAVED = "masked_attention_out"  # the result's name for rematerialisation policies
@@ -54,7 +56,10 @@ def attention(
 
 def attention_map(q: Array, k: Array, real: Array) -> Array:
     """The softmax itself, float32 [B, H, T, S]; arguments as of ``attention``."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    exact = precision.of(q.dtype)
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", q, k, precision=exact, preferred_element_type=jnp.float32
+    )
     logits = jnp.where(real[:, None, None], logits * q.shape[-1] ** -0.5, _MASKED)
     return jax.nn.softmax(logits, axis=-1)
 
@@ -64,4 +69,5 @@ def _attend(q: Array, k: Array, v: Array, real: Array, dropout: float, rng: Arra
     if rng is not None and dropout:
         kept = jax.random.bernoulli(rng, 1 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1 - dropout), 0)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v).astype(v.dtype)
+    weights, exact = weights.astype(v.dtype), precision.of(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=exact).astype(v.dtype)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from yolos_jax.models import precision
+
 Array = jax.Array
 
 _CUBIC_A = -0.75  # torch's coefficient; jax.image.resize has -0.5 and no clamped border.
@@ -154,8 +156,8 @@ def resize(
     Returns:
       float32 [B, R * C, D].
     """
-    # The accelerators' default precision is 3e-3 wrong here.
-    highest = jax.lax.Precision.HIGHEST
+    # The accelerators' default is 3e-3 wrong here.
+    highest = precision.of(jnp.float32)
     rows = place(jnp.einsum("brh,hwd->brwd", row_weights, table, precision=highest))
     cells = place(jnp.einsum("bcw,brwd->brcd", col_weights, rows, precision=highest))
     return cells.reshape(cells.shape[0], -1, cells.shape[-1])

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from yolos_jax.models import precision
 from yolos_jax.models.relu import relu
 from yolos_jax.models.vit import Place
 
@@ -174,6 +175,7 @@ def _convolution(
         kernel_dilation=dilation,
         use_bias=False,
         dtype=dtype,
+        precision=precision.of(dtype),
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         name=name,
     )
