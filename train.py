@@ -106,10 +106,11 @@ def main(argv: list[str]) -> None:
     del argv
     # Libraries tell their whole story at INFO; what a run has to say it prints.
     logging.set_verbosity(logging.WARNING)
+    asked = preemption.Preemption()
     try:
-        asked = preemption.Preemption().listen()  # while importing, too
+        asked.listen()  # while importing, too
         from yolos_jax import launch, trainer
-        from yolos_jax.programs import Programs, no_room
+        from yolos_jax.programs import Programs
 
         summary = trainer.train(
             _CONFIG.value,
@@ -118,24 +119,36 @@ def main(argv: list[str]) -> None:
             defaults=common.get_config().to_dict(),
             preemption=asked,
         )
-    except preemption.Stopped as reason:
-        launch.leave(f"train.py: {reason}, before the first step; nothing to save")
-    except (ValueError, ImportError) as error:
-        (launch.end if Programs.abandoned else launch.fail)(f"train.py: {error}")
-    except OSError as error:
-        # A thread that was writing a checkpoint may never end: it is not waited for.
-        launch.end(f"train.py: {error}")
-    except Exception as error:
-        if not (what := no_room(error)):
-            raise
-        launch.end(
-            f"train.py: out of memory; more microbatches, model.remat='full', a smaller batch_size "
-            f"or (with several devices) mesh.fsdp need less: {what}"
-        )
+    except (Exception, preemption.Stopped) as error:
+        # Where C code imports Python's, a request to stop comes out as another error.
+        if isinstance(error, preemption.Stopped) or asked.early:
+            reason = error if isinstance(error, preemption.Stopped) else "asked to stop"
+            preemption.leave(f"train.py: {reason}, before the first step; nothing to save")
+        fail(error)
     if launch.is_first():
         print(json.dumps(summary))
     if Programs.abandoned:
         launch.finish()
+
+
+def fail(error: Exception) -> None:
+    """Ends the program with one line; raises what nobody expected."""
+    try:
+        from yolos_jax import launch
+        from yolos_jax.programs import Programs, no_room
+    except ImportError:  # what they need is not installed
+        sys.exit(f"train.py: {error}")
+    if isinstance(error, ValueError | ImportError):
+        (launch.end if Programs.abandoned else launch.fail)(f"train.py: {error}")
+    if isinstance(error, OSError):
+        # A thread that was writing a checkpoint may never end: it is not waited for.
+        launch.end(f"train.py: {error}")
+    if not (what := no_room(error)):
+        raise error
+    launch.end(
+        f"train.py: out of memory; more microbatches, model.remat='full', a smaller batch_size "
+        f"or (with several devices) mesh.fsdp need less: {what}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from configs import common
@@ -37,12 +38,16 @@ def test_before_there_is_a_state_a_signal_ends_the_start(number):
     assert signal.getsignal(number) == before
 
 
-def test_a_request_that_a_library_swallowed_is_not_lost():
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_that_a_library_swallowed_is_not_lost(number, processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
     with launch.Preemption() as preemption:
         with pytest.raises(launch.Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         with pytest.raises(launch.Stopped):
             preemption.ready()
+        assert preemption.early
 
 
 def test_without_with_it_listens_to_the_end():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_train(*arguments):
+def run_train(*arguments, **options):
     return subprocess.run(
         [sys.executable, "train.py", *arguments],
         cwd=ROOT,
@@ -19,6 +20,7 @@ def run_train(*arguments):
         text=True,
         timeout=120,
         check=False,
+        **options,
     )
 
 
@@ -91,3 +93,32 @@ def test_no_room_and_no_library_are_one_line(error, message, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("library", "stub", "code", "message"),
+    [
+        ("flax", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 0, "asked to stop"),
+        # As numpy's C code does for whoever imports it from C.
+        (
+            "flax",
+            "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\n"
+            "except BaseException: raise ImportError('failed to import')",
+            0,
+            "asked to stop",
+        ),
+        ("tensorflow", "raise ImportError('No module named tensorflow')", 1, "named tensorflow"),
+        ("jax", "raise ImportError('No module named jax')", 1, "No module named jax"),
+    ],
+)
+def test_what_ends_it_while_it_imports_is_one_line(library, stub, code, message, tmp_path):
+    (tmp_path / f"{library}.py").write_text(stub)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    data = f"--config.data.root={tmp_path}"
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = run_train(
+        "--config=configs/shapes.py", workdir, data, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

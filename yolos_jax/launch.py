@@ -28,7 +28,6 @@ __all__ = [
     "finish",
     "initialise",
     "is_first",
-    "leave",
     "stop",
 ]
 
@@ -200,16 +199,6 @@ def end(message: str) -> None:
     if together is not None:
         together.fail(message)
     _exit()
-
-
-def leave(message: str) -> None:
-    """Ends the program, which was asked to, with a message and code 0.
-
-    Threads that read pictures or compile are neither waited for nor torn down under their work,
-    which may crash.
-    """
-    _tell(message)
-    _exit(0)
 
 
 def finish(code: int = 0) -> None:
