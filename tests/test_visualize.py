@@ -98,7 +98,15 @@ def test_a_split_with_its_results(tmp_path):
     ]
     page = visualize.split_sheet(index, results, count=2)
     assert coloured(page, 2).any()
-    # A picture that is gone is left out; that it is gone has been said before.
-    (tmp_path / "val2017" / index.file_names[0].decode()).unlink()
-    smaller = visualize.split_sheet(index, results, count=2)
-    assert smaller.size[0] < page.size[0]
+    # Another takes the place of a picture that is gone; that it is gone has been said before.
+    pictures = [tmp_path / "val2017" / name.decode() for name in index.file_names]
+    pictures[0].unlink()
+    other = visualize.split_sheet(index, results, count=2)
+    assert other.size == page.size and other.tobytes() != page.tobytes()
+    for gone in pictures[1:3]:
+        gone.unlink()
+    assert visualize.split_sheet(index, results, count=1).size[0] < page.size[0]
+    assert visualize.split_sheet(index, results, count=5).size == page.size  # two are left
+    for gone in pictures[3:]:
+        gone.unlink()
+    assert visualize.split_sheet(index, results, count=2).size == (420, visualize.TITLE)

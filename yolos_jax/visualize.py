@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -146,47 +147,45 @@ def split_sheet(
     Args:
       index: the split.
       results: COCO results (``evaluation.Evaluation.results``).
-      count: pictures; fewer when the split has fewer.
+      count: pictures; fewer when the split has fewer. Others take the place of those that cannot
+        be read; where none can, the sheet says so.
       threshold: least score that is drawn.
-
-    Raises:
-      ValueError: none of the pictures can be read.
     """
-    chosen = np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))
-    by_image: dict[int, list[dict]] = {int(index.image_ids[row]): [] for row in chosen}
+    count = min(count, len(index))
+    chosen = np.unique(np.linspace(0, len(index) - 1, count).astype(int))
+    found: dict[int, list[dict]] = {int(image_id): [] for image_id in index.image_ids}
     for result in results:
-        if result["score"] >= threshold and result["image_id"] in by_image:
-            by_image[result["image_id"]].append(result)
-    slots = {category: slot for slot, category in enumerate(index.label_map.category_ids)}
-    panels = []
-    for row in chosen:
-        try:
-            image = image_lib.decode(
-                index.read(row),
-                "apply" if index.orientation[row] > 1 else "ignore",
-                index.path(row),
-            )
-        except ValueError:
-            continue  # named and counted by the evaluation
-        labels = index.labels[index.box_offsets[row] : index.box_offsets[row + 1]]
-        found = by_image[int(index.image_ids[row])]
-        found_labels = [slots[result["category_id"]] for result in found]
-        xywh = np.array([result["bbox"] for result in found], np.float64).reshape(-1, 4)
-        panels.append(
-            Panel(
-                image,
-                Boxes(
-                    index.boxes_xyxy_px[index.box_offsets[row] : index.box_offsets[row + 1]],
-                    labels,
-                    [index.label_map.names[label] for label in labels],
-                ),
-                Boxes(
-                    np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], -1),
-                    found_labels,
-                    [index.label_map.names[label] for label in found_labels],
-                    [result["score"] for result in found],
-                ),
-                bytes(index.file_names[row]).decode(),
-            )
-        )
+        if result["score"] >= threshold:
+            found[result["image_id"]].append(result)
+    panels: list[Panel] = []
+    for row in [*chosen, *np.setdiff1d(np.arange(len(index)), chosen)]:
+        if len(panels) == count:
+            break
+        # A picture that cannot be read was named and counted by the evaluation.
+        with contextlib.suppress(ValueError):
+            panels.append(_panel(index, row, found[int(index.image_ids[row])]))
+    if not panels:
+        page = Image.new("RGB", (420, TITLE), "white")
+        ImageDraw.Draw(page).text((4, 4), "no picture of the split can be read", fill="black")
+        return page
     return sheet(panels)
+
+
+def _panel(index: Index, row: int, found: Sequence[dict]) -> Panel:
+    """A picture of a split and the COCO results to draw on it. Raises ValueError as ``decode``."""
+    exif = "apply" if index.orientation[row] > 1 else "ignore"
+    image = image_lib.decode(index.read(row), exif, index.path(row))
+    names = index.label_map.names
+    boxes = slice(index.box_offsets[row], index.box_offsets[row + 1])
+    labels = index.labels[boxes]
+    truth = Boxes(index.boxes_xyxy_px[boxes], labels, [names[label] for label in labels])
+    slots = {category: slot for slot, category in enumerate(index.label_map.category_ids)}
+    labels = [slots[result["category_id"]] for result in found]
+    xywh = np.array([result["bbox"] for result in found], np.float64).reshape(-1, 4)
+    predicted = Boxes(
+        np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], -1),
+        labels,
+        [names[label] for label in labels],
+        [result["score"] for result in found],
+    )
+    return Panel(image, truth, predicted, bytes(index.file_names[row]).decode())
