@@ -95,17 +95,19 @@ def checkpoint_config(metadata: dict) -> ConfigDict:
     stored = dict(metadata.get("config") or {})
     for section in (*stored, "model", "preprocess"):
         values = metadata[section] if section in ("model", "preprocess") else stored[section]
-        if isinstance(values, dict) and section in config:
-            _take_over(config[section], values, section)
+        # The devices of the training are not those of the evaluation.
+        if isinstance(values, dict) and section in config and section != "mesh":
+            _take_over(config[section], values)
+    config.data.exif = metadata["preprocess"].get("exif", "ignore")
     return config
 
 
-def _take_over(section: ConfigDict, values: dict, name: str) -> None:
+def _take_over(section: ConfigDict, values: dict) -> None:
     """Sets the keys of a section that there are; sections within it likewise."""
     for key, value in values.items():
         if isinstance(value, dict) and key in section:
-            _take_over(section[key], value, f"{name}.{key}")
-        elif key in section and f"{name}.{key}" not in LAUNCH:
+            _take_over(section[key], value)
+        elif key in section:
             # JSON knows no tuples.
             section[key] = tuple(value) if isinstance(value, list) else value
 

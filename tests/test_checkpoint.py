@@ -14,7 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from yolos_jax import checkpoint
 
-METADATA = {"format": 1, "model": {"name": "yolos"}, "num_classes": 3, "best_ap": 0.5}
+METADATA = {
+    "format": 1,
+    "model": {"name": "yolos"},
+    "num_classes": 3,
+    "preprocess": {"exif": "ignore"},
+}
 
 
 class State(NamedTuple):

@@ -107,7 +107,7 @@ def test_folders_in_and_out_are_equal_to_the_last_bit(tmp_path, dialect):
     assert found.model["detr"] == wanted["detr"]
     assert found.label_map == LabelMap((0, 1, 2, 3), ("N/A", "apple", "bean", "N/A"))
     assert found.preprocess == {
-        "size": 640, "max_size": 1000, "mean": [0.5] * 3, "std": [0.25] * 3
+        "size": 640, "max_size": 1000, "mean": [0.5] * 3, "std": [0.25] * 3, "exif": "ignore"
     }  # fmt: skip
     export.write_hf(found, tmp_path / "out", "test")
     again = opened(tmp_path / "out")

@@ -15,7 +15,7 @@ from yolos_jax.labels import LabelMap
 
 torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
 FORMS = ("yolos_jax", "hf", "yolos")  # of export.WRITERS
-STORED = {"size": 200, "max_size": 300, "mean": [0.5] * 3, "std": [0.25] * 3}
+STORED = {"size": 200, "max_size": 300, "mean": [0.5] * 3, "std": [0.25] * 3, "exif": "apply"}
 
 
 @pytest.fixture(scope="module")

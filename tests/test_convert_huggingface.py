@@ -119,10 +119,35 @@ def test_a_run_of_ours_goes_out_with_names_and_ids(tmp_path):
     np.testing.assert_allclose(ours["boxes"], boxes, atol=1e-4)
 
 
+def test_ids_of_other_classes_are_not_taken_for_theirs(tmp_path):
+    """What transformers' fine-tuning leaves: names of its own beside the ids of an export."""
+    path = sources.save(tmp_path / "y.pth", sources.yolos(3), args=sources.yolos_args())
+    found = opened(path, Options(num_heads=3))
+    fruit = LabelMap((7, 9, 30), ("apple", "bean", "carrot"))
+    export.write_hf(dataclasses.replace(found, label_map=fruit), tmp_path / "hf", "test")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+
+    def again(*names):
+        config["id2label"] = {str(slot): name for slot, name in enumerate(names)}
+        (tmp_path / "hf/config.json").write_text(json.dumps(config))
+        return opened(tmp_path / "hf")
+
+    assert again("carrot", "bean", "apple").label_map.category_ids == (30, 9, 7)
+    other = again("cat", "bean", "dog")
+    assert other.label_map == LabelMap((0, 1, 2), ("cat", "bean", "dog"))
+    assert other.notes == (
+        "config.json: category_ids is of other classes than id2label; ids are slots",
+    )
+    config["category_ids"] = [7, 9, 30]  # no proof of whose they are
+    assert again("apple", "bean", "carrot").label_map.category_ids == (0, 1, 2)
+
+
 @pytest.mark.parametrize("size", [(120, 200), (333, 150), (96, 96)])
 def test_the_processor_of_an_export_prepares_pictures_as_we_do(tmp_path, size):
     path = sources.save(tmp_path / "y.pth", sources.yolos(), args=sources.yolos_args())
     found = opened(path, Options(num_heads=3, size=128, max_size=220))
+    # Of a key that it does not know, transformers says nothing.
+    found = dataclasses.replace(found, preprocess=found.preprocess | {"exif": "apply"})
     export.write_hf(found, tmp_path / "hf", "test")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
     picture = compare.generated_picture(*size)

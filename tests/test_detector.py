@@ -229,9 +229,18 @@ def test_orientation_is_seen_as_in_training(path, tmp_path, monkeypatch):
         image_lib, "decode", lambda source, exif: seen.append(exif) or picture(64, 64)
     )
     monkeypatch.setattr(detector, "_detections", no_detections)
-    for config in (metadata["config"], None, {"data": {"exif": "apply"}}):
-        detector.Detector(params, metadata | {"config": config}).predict("a.jpg")
-    assert seen == ["ignore", "ignore", "apply"]
+    assert metadata["preprocess"]["exif"] == "ignore"
+    apply = metadata | {"preprocess": metadata["preprocess"] | {"exif": "apply"}}
+    for stored in (metadata, apply):
+        detector.Detector(params, stored).predict("a.jpg")
+    assert seen == ["ignore", "apply"]
+    # Of a run that wrote it in its configuration only.
+    config = {"data": {"exif": "apply"}}
+    old = {key: value for key, value in metadata["preprocess"].items() if key != "exif"}
+    checkpoint.save_params(
+        tmp_path / "old", params, metadata | {"config": config, "preprocess": old}
+    )
+    assert detector.load(tmp_path / "old").exif == "apply"
 
 
 def no_detections(model, params, batch, original_size, bounds, mean, std):

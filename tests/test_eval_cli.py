@@ -210,18 +210,19 @@ def test_what_cannot_work_is_one_message(capsys, data, checkpoint, arguments, me
 
 def test_the_configuration_is_the_checkpoints():
     config = common.get_config()
-    config.preprocess.size, config.data.exif, config.buckets.multiple = 640, "apply", 8
+    config.preprocess.size, config.buckets.multiple, config.mesh.fsdp = 640, 8, 2
     metadata = {
         "model": json.loads(json.dumps(config.model.to_dict())) | {"width": 48},
-        "preprocess": json.loads(json.dumps(config.preprocess.to_dict())),
+        "preprocess": json.loads(json.dumps(config.preprocess.to_dict())) | {"exif": "apply"},
         "config": json.loads(json.dumps(config.to_dict())) | {"of_another_version": 1},
     }
     found = eval_script.checkpoint_config(metadata)
     assert (found.model.width, found.preprocess.size) == (48, 640)
     assert (found.data.exif, found.buckets.multiple) == ("apply", 8)
     assert found.preprocess.mean == config.preprocess.mean  # a tuple again
+    assert found.mesh == common.get_config().mesh  # the training's devices are not here
     converted = eval_script.checkpoint_config({**metadata, "config": None})
-    assert converted.data.exif == "ignore" and converted.model.width == 48
+    assert converted.data.exif == "apply" and converted.model.width == 48
     eval_script.override(converted, "data.max_bad_fraction=1")
     assert converted.data.max_bad_fraction == 1.0
     eval_script.override(converted, "preprocess.mean=(0.5, 0.5, 0.5)")

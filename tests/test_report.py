@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 
+from configs import common
 from yolos_jax import report
 
 
@@ -49,3 +50,18 @@ def test_corners_instead_of_sizes():
     (note,) = report.box_notes(make([LARGE], **{"outside": 1, "no area": 2}), 100)
     assert "3 boxes" in note
     assert report.box_notes(make([LARGE] * 4, outside=2), 100) == []
+
+
+def test_a_start_that_saw_pictures_otherwise():
+    config = common.get_config()
+    start = config.preprocess.to_dict() | {"exif": "ignore"}
+    assert report.preprocess_notes(config, start) == []
+    config.preprocess.mean = (0.5, 0.5, 0.5)
+    (note,) = report.preprocess_notes(config, start)
+    assert note.startswith("note: preprocess.mean is (0.5, 0.5, 0.5), the start was trained with (")
+    config = common.get_config()
+    (note,) = report.preprocess_notes(config, start | {"exif": "apply"})
+    assert "data.exif is 'ignore', the start was trained on pictures that were turned" in note
+    config.data.exif = "apply"
+    assert report.preprocess_notes(config, start | {"exif": "apply"}) == []
+    assert report.preprocess_notes(config, start) == []

@@ -13,7 +13,7 @@ from etils import epath
 
 from yolos_jax import checkpoint_files as files
 
-FORMAT = 1  # of the layout above and of the metadata's keys
+FORMAT = 1  # of the layout (checkpoint.py) and of the metadata's keys
 FOLDER = "checkpoints"  # of a run's work directory
 _DISPENSABLE = "optimizer"  # for whoever predicts
 _OTHERS = "convert_torch_weights.py makes one of another project's weights"
@@ -70,6 +70,9 @@ def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
         raise ValueError(
             f"{folder}: checkpoint of format {metadata.get('format')}; this program reads {FORMAT}"
         )
+    # Older ones have it in the run's configuration only.
+    exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
+    metadata["preprocess"].setdefault("exif", exif)
     item = folder / ("ema" if (folder / "ema").is_dir() else "params")
     reader = ocp.PyTreeCheckpointHandler()
     # As numpy arrays, whatever devices the run had that wrote them.

@@ -101,8 +101,7 @@ class Detector:
         self.metadata = dict(metadata)
         self.label_map = LabelMap.from_json(metadata["label_map"])
         self.preprocess = dict(metadata["preprocess"])
-        # As training saw its pictures.
-        self.exif = (metadata.get("config") or {}).get("data", {}).get("exif", "ignore")
+        self.exif = self.preprocess.get("exif", "ignore")  # as training saw its pictures
         # Padding to few lengths: programs are compiled once for each.
         self._multiple, self._batch_size = (64, 1) if on_cpu else (128, 8)
 

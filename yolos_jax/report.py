@@ -116,15 +116,22 @@ def describe_memory(state: Any, device_mesh: jax.sharding.Mesh) -> list[str]:
     return lines
 
 
-def normalisation_notes(ours: Any, start: Any) -> list[str]:
-    """Lines about a run that normalises pictures otherwise than the checkpoint it starts from.
+def preprocess_notes(config: Any, start: Any) -> list[str]:
+    """Lines about a run that sees pictures otherwise than the checkpoint it starts from.
 
     Args:
-      ours, start: ``preprocess`` of the run's configuration and of the checkpoint's metadata.
+      config: the run's.
+      start: ``preprocess`` of the checkpoint's metadata.
     """
-    return [
-        f"note: preprocess.{key} is {tuple(ours[key])}, the start was trained with "
+    notes = [
+        f"note: preprocess.{key} is {tuple(config.preprocess[key])}, the start was trained with "
         f"{tuple(start[key])}"
         for key in ("mean", "std")
-        if tuple(ours[key]) != tuple(start[key])
+        if tuple(config.preprocess[key]) != tuple(start[key])
     ]
+    if start.get("exif") == "apply" and config.data.exif != "apply":
+        notes.append(
+            f"note: data.exif is {config.data.exif!r}, the start was trained on pictures that were "
+            "turned as their tags say ('apply')"
+        )
+    return notes

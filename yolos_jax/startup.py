@@ -181,7 +181,7 @@ def prepare(
             model, *initial, rng, run.metadata["label_map"], config.init
         )
         say(changes)
-        for note in report.normalisation_notes(config.preprocess, initial[1]["preprocess"]):
+        for note in report.preprocess_notes(config, initial[1]["preprocess"]):
             say(note)
     # Only now: a run that is refused leaves no folder behind.
     run = dataclasses.replace(run, checkpoints=checkpoints or open_checkpoints(config, folder))
@@ -261,7 +261,7 @@ def describe_checkpoint(config: ConfigDict, label_map: LabelMap, first_plan: pla
         "model": plain["model"],
         "num_classes": label_map.num_classes,
         "label_map": label_map.to_json(),
-        "preprocess": plain["preprocess"],
+        "preprocess": plain["preprocess"] | {"exif": plain["data"]["exif"]},
         "plan_fingerprint": first_plan.fingerprint(),
         "config": plain,
         "source": f"trained from {config.init or 'random parameters'}",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from yolos_jax.checkpoint_read import FORMAT
 from yolos_jax.convert import read
 from yolos_jax.labels import UNUSED, LabelMap
 
@@ -62,7 +63,7 @@ class Converted:
     params: dict
     model: dict[str, Any]  # the keys of config.model
     label_map: LabelMap
-    preprocess: dict[str, Any]  # the keys of config.preprocess
+    preprocess: dict[str, Any]  # the keys of config.preprocess, and exif
     rows: tuple[Row, ...]  # every tensor of the source and every parameter that is new
     new: tuple[str, ...] = ()  # paths of the parameters that were drawn at random
     notes: tuple[str, ...] = ()  # what had to be assumed
@@ -70,14 +71,13 @@ class Converted:
     def metadata(self, source: str) -> dict[str, Any]:
         """What travels with the parameters."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "model": self.model,
             "num_classes": self.label_map.num_classes,
             "label_map": self.label_map.to_json(),
             "preprocess": self.preprocess,
             "step": 0,
             "epoch": 0,
-            "best_ap": None,
             "plan_fingerprint": "",
             "config": None,
             "source": f"{self.kind}: {source}",
@@ -205,9 +205,14 @@ def table_grid(
 
 
 def preprocess_of(
-    size: int, max_size: int, options: Options, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    size: int,
+    max_size: int,
+    options: Options,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    exif: str = "ignore",
 ) -> dict[str, Any]:
-    """The keys of ``config.preprocess``; flags win."""
+    """The keys of ``config.preprocess``, and ``config.data.exif``; flags win."""
     size = options.size or size
     if options.size and not options.max_size:
         max_size = longest_side(size)
@@ -216,13 +221,14 @@ def preprocess_of(
         "max_size": options.max_size or max_size,
         "mean": list(mean),
         "std": list(std),
+        "exif": exif,
     }
 
 
 def preprocess_over(stored: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What a checkpoint says of pictures, with the flags over it."""
-    kept = (stored[key] for key in ("mean", "std"))
-    return dict(stored) | preprocess_of(stored["size"], stored["max_size"], options, *kept)
+    kept = (stored["mean"], stored["std"], stored.get("exif", "ignore"))
+    return preprocess_of(stored["size"], stored["max_size"], options, *kept)
 
 
 def longest_side(size: int) -> int:

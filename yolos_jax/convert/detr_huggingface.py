@@ -41,7 +41,7 @@ def convert(source: Source, options: Options) -> Converted:
     config = hf_folder.config_of(source)
     tensors, counters = detr.without_counters(source.tensors)
     model, notes = model_from_config(config, tensors, options, source.path)
-    label_map = hf_folder.label_map_of_config(config, options)
+    label_map, more = hf_folder.label_map_of_config(config, options)
     if label_map == conversion.generic_labels(label_map.num_classes):
         detr.refuse_panoptic(label_map.num_classes, options, source.path)
     original = to_original(tensors, model, label_map.num_classes, source.path)
@@ -53,7 +53,7 @@ def convert(source: Source, options: Options) -> Converted:
         preprocess=hf_folder.preprocess(source, options, detr.SIZE),
         rows=conversion.loaded_rows(tensors)
         + tuple(Row("unused", name) for name in counters + source.unused),
-        notes=notes,
+        notes=notes + more,
     )
 
 

@@ -11,8 +11,10 @@ from yolos_jax.convert.conversion import Options
 from yolos_jax.convert.read import Source
 from yolos_jax.labels import LabelMap
 
-# What a checkpoint of our own adds to config.json: ids of categories that are not their slots.
+# What a checkpoint of our own adds to config.json: ids by name, of categories that are not their
+# slots. By name, because whoever fine-tunes it for other classes leaves the key as it is.
 _CATEGORY_IDS = "category_ids"
+_EXIF = "exif"  # ... and to preprocessor_config.json, where pictures are turned as their tags say
 _NO_LIMIT = 1 << 20  # pixels of a longer side: transformers cannot say that there is no most
 
 
@@ -55,11 +57,14 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
         options,
         found.get("image_mean", conversion.IMAGENET_MEAN) if normal else (0.0, 0.0, 0.0),
         found.get("image_std", conversion.IMAGENET_STD) if normal else (1.0, 1.0, 1.0),
+        "apply" if found.get(_EXIF) == "apply" else "ignore",
     )
 
 
-def label_map_of_config(config: Mapping[str, Any], options: Options) -> LabelMap:
-    """id2label of config.json -> names and ids of the classes; --labels wins."""
+def label_map_of_config(
+    config: Mapping[str, Any], options: Options
+) -> tuple[LabelMap, tuple[str, ...]]:
+    """id2label of config.json -> names and ids of the classes, and notes; --labels wins."""
     by_slot = {int(slot): str(name) for slot, name in (config.get("id2label") or {}).items()}
     # transformers leaves id2label out where it is LABEL_0, LABEL_1: its default of two classes.
     num_classes = len(by_slot) or int(config.get("num_labels", 2))
@@ -69,9 +74,13 @@ def label_map_of_config(config: Mapping[str, Any], options: Options) -> LabelMap
         )
     generic = all(re.fullmatch(r"LABEL_\d+", name) for name in by_slot.values())
     if options.labels is not None or generic:
-        return conversion.label_map_of(num_classes, options)
-    ids = config.get(_CATEGORY_IDS) or range(num_classes)
-    return LabelMap(tuple(int(i) for i in ids), tuple(by_slot[i] for i in range(num_classes)))
+        return conversion.label_map_of(num_classes, options), ()
+    names = tuple(by_slot[slot] for slot in range(num_classes))
+    ids = config.get(_CATEGORY_IDS) or {}
+    if isinstance(ids, dict) and set(names) <= set(ids):
+        return LabelMap(tuple(int(ids[name]) for name in names), names), ()
+    note = f"config.json: {_CATEGORY_IDS} is of other classes than id2label; ids are slots"
+    return LabelMap(tuple(range(num_classes)), names), (note,) if ids else ()
 
 
 def labels_of_map(label_map: LabelMap) -> dict[str, Any]:
@@ -81,13 +90,14 @@ def labels_of_map(label_map: LabelMap) -> dict[str, Any]:
         "label2id": {name: slot for slot, name in enumerate(label_map.names)},
     }
     if label_map.category_ids != tuple(range(label_map.num_classes)):
-        config[_CATEGORY_IDS] = list(label_map.category_ids)
+        config[_CATEGORY_IDS] = dict(zip(label_map.names, label_map.category_ids, strict=True))
     return config
 
 
 def preprocessor_of(preprocess_config: Mapping[str, Any], processor: str) -> dict[str, Any]:
     """The keys of ``config.preprocess`` and transformers' class -> preprocessor_config.json."""
-    return {
+    turned = {_EXIF: "apply"} if preprocess_config.get(_EXIF) == "apply" else {}
+    return turned | {
         "image_processor_type": processor,
         "do_resize": True,
         "size": {

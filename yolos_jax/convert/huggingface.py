@@ -102,7 +102,7 @@ def convert(source: Source, options: Options) -> Converted:
     """
     config = hf_folder.config_of(source)
     model = model_from_config(config, options, source.path)
-    label_map = hf_folder.label_map_of_config(config, options)
+    label_map, notes = hf_folder.label_map_of_config(config, options)
     shapes = names.expected_shapes(model, label_map.num_classes)
     tensors, rows = with_qkv_bias(source.tensors, config, shapes)
     tensors = to_original(tensors, shapes, source.path)
@@ -113,6 +113,7 @@ def convert(source: Source, options: Options) -> Converted:
         label_map=label_map,
         preprocess=hf_folder.preprocess(source, options, published_size(model["width"])),
         rows=conversion.loaded_rows(source.tensors) + rows,
+        notes=notes,
     )
 
 
