@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
 from yolos_jax import checkpoint, evaluation, startup, step, visualize
 from yolos_jax.watchdog import Watchdog
@@ -18,6 +19,7 @@ PHASES = {
     "compiling": (step.TrainStep, "__call__"),
     "reading": (startup.Run, "train_batches"),
     "saving": (checkpoint.Checkpoints, "save"),
+    "writing": (ocp.AsyncCheckpointer, "save"),  # orbax's part, with what it asks before behind it
     "evaluating": (startup.Run, "eval_batches"),
     "scoring": (evaluation, "coco_metrics"),
     "drawing": (visualize, "split_sheet"),

@@ -227,6 +227,16 @@ def test_a_failing_disk_is_an_os_error_and_the_previous_step_is_intact(tmp_path,
     assert checkpoint.load_params(tmp_path)[1]["step"] == 1
 
 
+def test_orbax_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    """Its numbers, the steps', are not those of the loop's questions: see ``_Manager``."""
+
+    def asked(number):
+        raise AssertionError(f"asked with {number}")
+
+    monkeypatch.setattr("orbax.checkpoint.utils.reached_preemption", asked)
+    save_all(tmp_path, [(1, 0.5)]).close()
+
+
 def test_params_from_elsewhere(tmp_path):
     params = {"head": {"bias": np.arange(3, dtype=np.float32)}}
     checkpoint.save_params(tmp_path / "out", params, METADATA)

@@ -64,7 +64,7 @@ class Checkpoints:
         found = files.steps(self.directory)
         self._ap = {step: files.read_ap(self.directory / str(step)) for step in found}
         policies = [checkpoint_managers.LatestN(keep_last), files.KeepBest(self._ap, keep_best)]
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             item_names=(*files.ARRAYS, "metadata"),
             options=ocp.CheckpointManagerOptions(
@@ -260,6 +260,19 @@ class Checkpoints:
         self._manager.reload()
         self._whole = self.last_step
         return self._whole
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to the loop to ask whether to stop.
+
+    Before every save it asks jax with the number of the step. Processes stop at the number after
+    the last that one has asked with, and the loop counts its questions: a number of steps lies
+    behind it, for good, or far ahead.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping) -> None:
