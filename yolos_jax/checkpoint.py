@@ -265,13 +265,11 @@ class Checkpoints:
 class _Manager(ocp.CheckpointManager):
     """Orbax's, which leaves it to the loop to ask whether to stop.
 
-    Before every save it asks jax with the number of the step. Processes stop at the number after
-    the last that one has asked with, and the loop counts its questions: a number of steps lies
-    behind it, for good, or far ahead.
+    It would ask jax with the step's number. Processes stop at the number after the last that one
+    has asked with; among those of the loop, which counts questions, it may never come.
     """
 
     def reached_preemption(self, step: int) -> bool:
-        del step
         return False
 
 
