@@ -3,7 +3,7 @@
     python train.py --config=configs/finetune.py --workdir=runs/mine \\
         --config.init=runs/yolos_s --config.data.root=/data/mine
 
-What is 0 here is taken from the checkpoint that ``config.init`` names, so the same file serves
+What is 0, -1 or () here is taken from the checkpoint that ``config.init`` names, so one file serves
 every YOLOS (finetune_detr.py every DETR); override it to differ (more detection tokens, smaller
 pictures). The schedule suits hundreds to thousands of pictures. Give ``config.augment.scales`` in
 the range of ``config.preprocess.size``.
@@ -27,9 +27,9 @@ def get_config():
     config.model.mid_position_grid = (0, 0)
     config.model.layer_norm_eps = 0.0
     config.preprocess.size = 0
-    config.preprocess.max_size = 0
-    config.preprocess.mean = (0.0, 0.0, 0.0)
-    config.preprocess.std = (0.0, 0.0, 0.0)
+    config.preprocess.max_size = -1
+    config.preprocess.mean = ()
+    config.preprocess.std = ()
 
     config.optimizer.schedule = "cosine"
     config.optimizer.lr = 1e-4

@@ -3,8 +3,9 @@
     python train.py --config=configs/finetune_detr.py --workdir=runs/mine \\
         --config.init=runs/detr_r50 --config.data.root=/data/mine
 
-As of finetune.py, 0 is taken from the checkpoint that ``config.init`` names, and the class head is
-made for the set's categories. Sizes, boxes' losses and canvases are those of detr_r50.py.
+As of finetune.py, 0, -1 and () are taken from the checkpoint that ``config.init`` names, and the
+class head is made for the set's categories. Sizes, boxes' losses and canvases are those of
+detr_r50.py.
 """
 
 from configs import detr_r50
@@ -23,9 +24,9 @@ def get_config():
     config.model.detr.blocks = (0, 0, 0, 0)  # and with it all of model.detr but dropout
     config.data.labels = "dataset"
     config.preprocess.size = 0
-    config.preprocess.max_size = 0
-    config.preprocess.mean = (0.0, 0.0, 0.0)
-    config.preprocess.std = (0.0, 0.0, 0.0)
+    config.preprocess.max_size = -1
+    config.preprocess.mean = ()
+    config.preprocess.std = ()
 
     config.loss.class_loss_group = 0
     config.loss.reference_processes = 1

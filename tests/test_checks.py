@@ -24,6 +24,7 @@ from yolos_jax import checks
         ("optimizer.lr", float("inf"), "a finite number"),
         ("optimizer.b1", 1.5, "0 to less than 1"),
         ("loss.eos_coef", -1.0, "0 or more"),
+        ("optimizer.eps", 0.0, "more than 0"),  # an update of 0 / 0 where a gradient is 0
         ("matcher.giou_cost", -2.0, "0 or more"),
         ("seed", 2**63, "below 2"),
         ("preprocess.mean", (0.5,), "three numbers"),
@@ -60,13 +61,14 @@ def test_all_mistakes_are_named_at_once():
     assert all(key in str(error.value) for key in ("epochs", "log.every_steps", "data.root"))
 
 
-def test_one_of_the_losses_must_count():
+@pytest.mark.parametrize(("section", "kind"), [("loss", "weight"), ("matcher", "cost")])
+def test_one_of_the_losses_and_of_the_costs_must_count(section, kind):
     config = shapes.get_config()
     config.data.root = "here"
-    config.loss.class_weight = config.loss.l1_weight = 0.0
+    config[section][f"class_{kind}"] = config[section][f"l1_{kind}"] = 0.0
     checks.check_values(config)
-    config.loss.giou_weight = 0.0
-    with pytest.raises(ValueError, match=r"loss.class_weight=0.0: .* or one of l1_weight"):
+    config[section][f"giou_{kind}"] = 0.0
+    with pytest.raises(ValueError, match=rf"{section}.class_{kind}=0.0: .* or one of l1_{kind}"):
         checks.check_values(config)
 
 

@@ -262,12 +262,14 @@ def test_dinov2_is_refused(tmp_path):
 
 
 def test_transformers_normalisation_is_kept(tmp_path):
-    transformers_folder(tmp_path / "hf", "ViTConfig", "ViTModel")
+    transformers_folder(tmp_path / "hf", "ViTConfig", "ViTModel", layer_norm_eps=1e-3)
     content = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 224}
     (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(content))
-    found = opened(tmp_path / "hf", num_heads=None).preprocess
+    opened_folder = opened(tmp_path / "hf", num_heads=None)
+    found = opened_folder.preprocess
     assert (found["mean"], found["std"]) == ([0.5] * 3, [0.25] * 3)
     assert found["size"] == 800  # of detection, not of the classifier
+    assert opened_folder.model["layer_norm_eps"] == 1e-3
 
 
 def test_vit_layouts_do_not_take_a_yolos():

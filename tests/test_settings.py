@@ -39,6 +39,17 @@ def test_open_keys_come_from_the_checkpoint_and_given_ones_stay():
     assert config.model.width == 0, "the caller's configuration must not change"
 
 
+def test_no_limit_and_no_normalisation_are_values():
+    """Not "as in the checkpoint", neither of a recipe nor of a fine-tuning."""
+    for recipe in (finetune, shapes):
+        config = recipe.get_config()
+        config.preprocess.max_size = 0
+        config.preprocess.mean, config.preprocess.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        complete = settings.complete(config, METADATA).preprocess
+        assert complete.max_size == 0
+        assert (complete.mean, complete.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 def test_open_keys_without_a_checkpoint_are_refused():
     with pytest.raises(ValueError, match=r"model.patch_size.*--config.init"):
         settings.complete(finetune.get_config(), None)

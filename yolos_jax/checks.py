@@ -36,13 +36,13 @@ _RULES: tuple[Rule, ...] = (
         matcher.class_cost matcher.l1_cost matcher.giou_cost
         loss.class_weight loss.l1_weight loss.giou_weight loss.eos_coef
         optimizer.backbone_lr optimizer.warmup_steps optimizer.warmup_epochs optimizer.warmup_lr
-        optimizer.min_lr optimizer.weight_decay optimizer.eps optimizer.clip_norm
+        optimizer.min_lr optimizer.weight_decay optimizer.clip_norm
         model.det_token_std checkpoint.every_steps checkpoint.keep_best eval.every_epochs
         log.pictures log.watchdog_seconds""",
         lambda value: value >= 0,
         "0 or more",
     ),
-    ("optimizer.lr model.layer_norm_eps", lambda value: value > 0, "more than 0"),
+    ("optimizer.lr optimizer.eps model.layer_norm_eps", lambda value: value > 0, "more than 0"),
     ("data.max_bad_fraction", lambda value: 0 <= value <= 1, "0 to 1"),
     (
         "optimizer.b1 optimizer.b2 optimizer.ema_decay model.detr.dropout",
@@ -101,6 +101,9 @@ def check_values(config: ConfigDict) -> None:
     weights = ("class_weight", "l1_weight", "giou_weight")
     some = any(config.loss[key] for key in weights)
     expect("loss.class_weight", some, f"more than 0, or one of {', '.join(weights[1:])}")
+    costs = ("class_cost", "l1_cost", "giou_cost")
+    some = any(config.matcher[key] for key in costs)
+    expect("matcher.class_cost", some, f"more than 0, or one of {', '.join(costs[1:])}")
     # Otherwise the size would be changed in vain: the longer side is what decides.
     for key, size in (
         ("preprocess.size", config.preprocess.size),

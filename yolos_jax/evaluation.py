@@ -65,7 +65,7 @@ def evaluate(
       plan: its evaluation plan.
       batches: the plan's steps in order, this host's rows of each. Wrap it to show progress.
       mesh: the mesh that batches are sharded over.
-      ground_truth: ``data.index.ground_truth`` of the split.
+      ground_truth: ``data.truth.ground_truth`` of the split.
       category_ids: int64 [K], the dataset's category id of every slot, -1 for none
         (``match_categories``); by default as the index numbers them.
 

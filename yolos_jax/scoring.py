@@ -42,7 +42,7 @@ def coco_metrics(ground_truth: dict, detections: Sequence[dict], image_ids: Sequ
     """Scores detections as pycocotools does, to the last bit.
 
     Args:
-      ground_truth: COCO annotations, complete (``data.index.ground_truth``); crowds included.
+      ground_truth: COCO annotations, complete (``data.truth.ground_truth``); crowds included.
       detections: COCO results: image_id, category_id, bbox (x, y, width, height in pixels) and
         score. Categories that the ground truth lacks score nothing.
       image_ids: the images to score; all others are ignored.

@@ -7,22 +7,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Keys that recipes for fine-tuning leave at 0: what they are is in the checkpoint of the start.
+# Keys that recipes for fine-tuning leave open, with the value that says so, which no detector can
+# have: what they are is in the checkpoint of the start.
 FROM_CHECKPOINT = {
-    "model": (
-        "patch_size",
-        "width",
-        "depth",
-        "heads",
-        "mlp_width",
-        "num_queries",
-        "position_grid",
-        "mid_position_grid",
-        "layer_norm_eps",
-    ),
-    "preprocess": ("size", "max_size", "mean", "std"),
+    "model": {
+        "patch_size": 0,
+        "width": 0,
+        "depth": 0,
+        "heads": 0,
+        "mlp_width": 0,
+        "num_queries": 0,
+        "position_grid": (0, 0),
+        "mid_position_grid": (0, 0),  # () says that there are none
+        "layer_norm_eps": 0.0,
+    },
+    "preprocess": {"size": 0, "max_size": -1, "mean": (), "std": ()},  # max_size 0 is no limit
 }
-OPEN = (0, (0, 0), (0.0, 0.0, 0.0))
 # model.detr is left open as a whole, by its blocks: not every key of it has a value for "open".
 OPEN_BLOCKS = (0, 0, 0, 0)
 DETR_FROM_CHECKPOINT = (
@@ -39,7 +39,7 @@ DETR_FROM_CHECKPOINT = (
 def complete(
     config: ConfigDict, metadata: Mapping[str, Any] | None, source: str = "the checkpoint"
 ) -> ConfigDict:
-    """Returns a copy in which keys left at 0 (lists: at zeros) have the checkpoint's values.
+    """Returns a copy in which keys left open have the checkpoint's values.
 
     Args:
       config: a run's.
@@ -57,10 +57,9 @@ def complete(
             f"model.name is {config.model.name!r}, but {source} is a {stored_model['name']!r}"
         )
     for section, keys in FROM_CHECKPOINT.items():
-        for key in keys:
+        for key, left_open in keys.items():
             value = config[section][key]
-            # () says "no table"; only zeros say "as in the checkpoint".
-            if value not in OPEN:
+            if value != left_open:
                 continue
             if metadata is None:
                 raise ValueError(

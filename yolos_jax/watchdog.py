@@ -68,7 +68,7 @@ class Watchdog:
         """A phase begins, and the one before it has ended.
 
         Args:
-          phase: its name: 'reading', 'step', 'evaluating', 'saving'.
+          phase: its name: 'compiling', 'reading', 'step', 'evaluating', 'saving'.
           identity: which one it is: step, epoch, bucket, image ids.
         """
         self._begin((phase, identity))

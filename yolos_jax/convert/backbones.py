@@ -69,6 +69,7 @@ def _model(backbone: Backbone, options: Options, where: str) -> dict[str, Any]:
         heads=backbone.heads or conversion.heads_of(width, options),
         mlp_width=backbone.tensors["backbone.blocks.0.mlp.fc1.bias"].shape[0],
         num_queries=_NUM_QUERIES,
+        layer_norm_eps=backbone.layer_norm_eps,
         position_grid=conversion.target_grid(
             options.init_pe_size,
             published.position_grid if published else None,

@@ -58,6 +58,7 @@ class Backbone(NamedTuple):
     mean: tuple[float, ...] = conversion.IMAGENET_MEAN
     std: tuple[float, ...] = conversion.IMAGENET_STD
     notes: tuple[str, ...] = ()  # what had to be assumed
+    layer_norm_eps: float = 1e-6  # of DeiT, timm and google-research
 
 
 def recognises(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -176,6 +177,7 @@ def _from_transformers(source: Source) -> Backbone:
         prefix_tokens=2 if "vit.embeddings.distillation_token" in renamed else 1,
         mean=tuple(source.preprocessor.get("image_mean", conversion.IMAGENET_MEAN)),
         std=tuple(source.preprocessor.get("image_std", conversion.IMAGENET_STD)),
+        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
     )
 
 
