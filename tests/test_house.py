@@ -35,6 +35,7 @@ ORDER = [
     ["models.head_attention", "models.position"],
     ["models.attention"],
     ["models.masked_attention", "models.detr_position", "models.relu", "models.linear"],
+    ["models.norm"],
     ["models.vit"],
     ["models.heads", "models.resnet"],
     ["models.detr_transformer"],

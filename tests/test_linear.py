@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from yolos_jax.models import linear
+
+
+CLOSE, ROUNDED = dict(rtol=1e-5, atol=1e-5), dict(rtol=2e-2, atol=5e-2)
 
 
 def arrays(shape, dtype, width=7):
@@ -75,5 +79,36 @@ def test_what_would_be_ignored_is_refused():
     x, kernel, _ = arrays((2,), jnp.float32)
     with pytest.raises(TypeError, match="bfloat16 and float32"):
         linear.product(x.astype(jnp.bfloat16), kernel)
-    with pytest.raises(ValueError, match="'highest'"):
-        linear.Linear(3, precision="highest").init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_is_that_of_flax_with_its_parameters(dtype):
+    x, _, cotangent = arrays((2, 6), dtype)
+    init = jax.nn.initializers.normal(1.0)
+    ours = linear.Linear(7, dtype=dtype, kernel_init=init, bias_init=init)
+    theirs = nn.Dense(7, dtype=dtype, kernel_init=init, bias_init=init)
+    params = theirs.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), params)
+
+    def values_and_gradients(module):
+        out, pullback = jax.vjp(module.apply, params, x)
+        return out, pullback(cotangent)
+
+    for a, b in zip(*map(jax.tree.leaves, map(values_and_gradients, (ours, theirs))), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, **{"float32": CLOSE, "bfloat16": ROUNDED}[dtype])
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    """GPUs that add bfloat16 would add 1 to 256 and have 256."""
+    shape = jax.ShapeDtypeStruct((4, 5000, 3), jnp.bfloat16)
+
+    def gradient(x):
+        return jax.grad(lambda b: linear.add_bias(x, b).astype(jnp.float32).sum())(jnp.zeros(3))
+
+    for platform in ("tpu", "cuda"):
+        text = jax.jit(gradient).trace(shape).lower(lowering_platforms=(platform,)).as_text()
+        sums = [line for line in text.splitlines() if "stablehlo.reduce(" in line]
+        assert len(sums) == 1 and "xf32>" in sums[0] and "bf16" not in sums[0]
+    np.testing.assert_array_equal(jax.jit(gradient)(jnp.zeros(shape.shape, shape.dtype)), 20000)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from yolos_jax.models import masked_attention, vit
 from yolos_jax.models.heads import torch_linear_init
 from yolos_jax.models.linear import Linear
+from yolos_jax.models.norm import LayerNorm
 from yolos_jax.models.relu import relu
 
 Array = jax.Array
@@ -45,7 +46,7 @@ class Layer(NamedTuple):
 
     def residual(self, sublayer: Callable[[Array], Array], tokens: Array, norm: str) -> Array:
         """A sublayer with its shortcut and LayerNorm; to be called inside of a module."""
-        normalise = vit.layer_norm(norm, self.layer_norm_eps)
+        normalise = LayerNorm(self.layer_norm_eps, name=norm)
         if self.pre_norm:
             return self.place(tokens + self.drop()(sublayer(normalise(tokens))))
         return self.place(normalise(tokens + self.drop()(sublayer(tokens))))
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
         """float [..., D] -> the same."""
         layer, width = self.layer, tokens.shape[-1]
 
-        def linear(features: int, fan_in: int, name: str) -> nn.Dense:
+        def linear(features: int, fan_in: int, name: str) -> Linear:
             bias = torch_linear_init(fan_in)
             return Linear(
                 features, dtype=layer.dtype, kernel_init=_XAVIER, bias_init=bias, name=name
@@ -169,7 +170,7 @@ class Encoder(nn.Module):
         layers = _stack(EncoderLayer, self.layer, self.depth, 2, self.scan, self.remat)
         memory, _ = layers(cells, position, real)
         if self.layer.pre_norm:
-            memory = vit.layer_norm("norm", self.layer.layer_norm_eps)(memory)
+            memory = LayerNorm(self.layer.layer_norm_eps, name="norm")(memory)
         return memory
 
 
@@ -200,7 +201,7 @@ class Decoder(nn.Module):
         zeros = jnp.zeros_like(query_embed)
         _, (tokens, captured) = layers(zeros, query_embed, memory, position, real)
         place = jax.vmap(self.layer.place)  # of every layer, where images are on axis 1
-        return place(vit.layer_norm("norm", self.layer.layer_norm_eps)(place(tokens))), captured
+        return place(LayerNorm(self.layer.layer_norm_eps, name="norm")(place(tokens))), captured
 
 
 def _stack(

@@ -24,7 +24,7 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def linear(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
+def linear(features: int, fan_in: int, dtype: Any, name: str) -> Linear:
     """A linear layer that starts as PyTorch's does."""
     init = torch_linear_init(fan_in)
     return Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)

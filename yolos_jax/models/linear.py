@@ -71,17 +71,38 @@ def _over_rows(x: Array, cotangent: Array) -> Array:
     return _matmul(x.T, cotangent)
 
 
-def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
-    """``jax.lax.dot_general`` as ``nn.Dense`` calls it: x's last axis with the kernel's first."""
-    if precision is not None:
-        raise ValueError(f"precision is {precision!r}: the type of a product's operands decides it")
-    return product(x, kernel)
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """``x`` [..., F] + ``bias`` float32 [F], in the type of ``x``.
+
+    The bias' gradient is a sum over all tokens of a batch, in float32: in bfloat16, which GPUs add
+    as it is, it would stop to grow.
+    """
+    return x + bias.astype(x.dtype)
 
 
-class Linear(nn.Dense):
-    """``nn.Dense`` by ``product``."""
+def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    return cotangent, cotangent.sum(tuple(range(cotangent.ndim - 1)), dtype=jnp.float32)
 
-    dot_general: Any = _dot_general
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
+
+
+class Linear(nn.Module):
+    """``nn.Dense`` by ``product``: the same parameters, drawn the same."""
+
+    features: int
+    dtype: Any  # of the product, and of the result
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """float [..., D] -> [..., features]."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, shape[1:], jnp.float32)
+        return add_bias(product(x.astype(self.dtype), kernel.astype(self.dtype)), bias)
 
 
 class Projections(nn.Module):
@@ -98,6 +119,6 @@ class Projections(nn.Module):
         width = self.count * self.features
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         parts = zip(jnp.split(kernel, self.count, 1), jnp.split(bias, self.count), strict=True)
-        return [product(x, weights) + offset for weights, offset in parts]
+        return [add_bias(product(x, weights), offset) for weights, offset in parts]

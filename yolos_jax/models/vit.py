@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yolos_jax.models import attention, position
 from yolos_jax.models.linear import Linear, Projections
+from yolos_jax.models.norm import LayerNorm
 
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -47,11 +48,6 @@ class Mid(NamedTuple):
             return jnp.where(index < last, tables[jnp.minimum(index, last - 1)], 0)
 
         return position.token_positions(jax.tree.map(pick, self.tables), self.resizer, place)
-
-
-def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
-    """float32 statistics and result, whatever the type of the tokens."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 @jax.custom_vjp
@@ -156,9 +152,9 @@ class Block(nn.Module):
         """
         attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
         tokens = self.place(tokens)
-        attended, (q, k) = attend(layer_norm("norm1", self.layer_norm_eps)(tokens), lengths)
+        attended, (q, k) = attend(LayerNorm(self.layer_norm_eps, name="norm1")(tokens), lengths)
         tokens = self.place(tokens + attended)
-        normed = layer_norm("norm2", self.layer_norm_eps)(tokens)
+        normed = LayerNorm(self.layer_norm_eps, name="norm2")(tokens)
         tokens = self.place(tokens + Mlp(self.mlp_width, self.dtype, name="mlp")(normed))
         captured = (tokens, q, k) if self.capture else None
         if mid is not None:

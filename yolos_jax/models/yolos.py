@@ -17,6 +17,7 @@ import numpy as np
 
 from yolos_jax.batch import Batch, Outputs
 from yolos_jax.models import attention, heads, position, vit
+from yolos_jax.models.norm import LayerNorm
 
 Array = jax.Array
 
@@ -100,7 +101,7 @@ class Backbone(nn.Module):
         tokens, per_block = blocks(tokens, jnp.arange(config.depth), lengths, mid)
         if not self.capture:
             tokens = tokens[:, :prefix]
-        tokens = vit.layer_norm("norm", config.layer_norm_eps)(tokens)
+        tokens = LayerNorm(config.layer_norm_eps, name="norm")(tokens)
         if self.capture:
             captured["blocks"], q, k = per_block
             captured["norm"] = tokens
