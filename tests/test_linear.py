@@ -10,7 +10,6 @@ import pytest
 
 from yolos_jax.models import linear
 
-
 CLOSE, ROUNDED = dict(rtol=1e-5, atol=1e-5), dict(rtol=2e-2, atol=5e-2)
 
 
