@@ -54,7 +54,7 @@ ORDER = [
     ["checkpoint_read"],
     ["checkpoint"],
     ["answers"],
-    ["runlog", "settings", "checks", "unused"],
+    ["runlog", "settings", "checks", "unused", "progress"],
     ["convert.places"],
     ["convert.names"],
     ["convert.start", "convert.read", "convert.detr_names"],
