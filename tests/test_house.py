@@ -53,7 +53,7 @@ ORDER = [
     ["checkpoint_files"],
     ["checkpoint_read"],
     ["checkpoint"],
-    ["answers"],
+    ["answers", "given"],
     ["runlog", "settings", "checks", "unused", "progress"],
     ["convert.places"],
     ["convert.names"],
