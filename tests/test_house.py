@@ -53,7 +53,7 @@ ORDER = [
     ["checkpoint_files"],
     ["checkpoint_read"],
     ["checkpoint"],
-    ["answers", "given"],
+    ["answers", "given", "lettering"],
     ["runlog", "settings", "checks", "unused", "progress"],
     ["convert.places"],
     ["convert.names"],

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from yolos_jax import detector, losses, visualize
+from yolos_jax import detector, lettering, losses, visualize
 from yolos_jax.batch import Outputs, normalise
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
@@ -99,7 +99,7 @@ def sheet(
       image: uint8 [height, width, 3].
       attended: of it.
       queries: which to draw, a row for each.
-      names: of classes, by slot.
+      names: of classes, by slot, as ``lettering.class_names`` has them.
     """
     scale = SIDE / max(image.shape[:2])
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
@@ -108,7 +108,7 @@ def sheet(
     column_width, row_height = SIDE + GAP, TITLE + height + GAP
     size = (heads + 2) * column_width + GAP, len(queries) * row_height + GAP
     page = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    pen, font = ImageDraw.Draw(page), lettering.font(14)
     for row, query in enumerate(queries):
         label, score = attended.labels[query], float(attended.scores[query])
         box = visualize.Boxes(attended.boxes_xyxy_px[[query]], [label], [names[label]], [score])
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     names = model.label_map.names
-    sheet(image, attended, queries, names).save(out)
+    sheet(image, attended, queries, lettering.class_names(model.label_map)).save(out)
     for query in queries:
         print(f"query {query}: {names[attended.labels[query]]} {attended.scores[query]:.2f}")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from yolos_jax import detector, visualize
+from yolos_jax import detector, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
@@ -179,11 +179,9 @@ def write_picture(
         prediction.category_ids[:kept],
         prediction.names[:kept],
     )
+    slots, names = label_map.slots(prediction.category_ids), lettering.class_names(label_map)
     boxes = visualize.Boxes(
-        prediction.boxes_xyxy_px,
-        label_map.slots(prediction.category_ids),
-        prediction.names,
-        prediction.scores,
+        prediction.boxes_xyxy_px, slots, [names[slot] for slot in slots], prediction.scores
     )
     visualize.draw(pixels, boxes).save(picture.target)
     return {
