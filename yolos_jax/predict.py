@@ -68,13 +68,7 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
     for name in names:
         path = epath.Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ValueError(
-                    f"{path}: no picture there ({', '.join(SUFFIXES)}); folders inside are not "
-                    "looked into"
-                )
-            paths += inside
+            paths += pictures_in(path, out)
         elif path.exists():
             paths.append(path)
         else:
@@ -92,6 +86,27 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
         taken.add(stem.lower())
         pictures.append(Picture(path, out / f"{stem}.png"))
     return pictures
+
+
+def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
+    """The pictures of a folder by name; says on stderr that folders inside are left out, if any.
+
+    Raises:
+      ValueError: there are none.
+    """
+    entries = sorted(folder.iterdir())
+    inside = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    if not inside:
+        raise ValueError(
+            f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked into"
+        )
+    others = [path for path in entries if path not in inside and not path.name.startswith(".")]
+    # Where an earlier call has put its own pictures, nobody expects to be looked into.
+    count = sum(path.is_dir() and Path(path).resolve() != out.resolve() for path in others)
+    if count:
+        folders = "1 folder inside is" if count == 1 else f"{count} folders inside are"
+        print(f"{folder}: {folders} not looked into", file=sys.stderr)
+    return inside
 
 
 def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> list:
