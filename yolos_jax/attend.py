@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from yolos_jax import detector, lettering, losses, visualize
+from yolos_jax import detector, interrupt, lettering, losses, visualize
 from yolos_jax.batch import Outputs, normalise
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
@@ -160,10 +159,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.picture}: {str(error).removeprefix('picture: ')}") from error
     best = np.argsort(-attended.scores, kind="stable")[: args.top_k].tolist()
     queries = args.queries or best
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     names = model.label_map.names
-    sheet(image, attended, queries, lettering.class_names(model.label_map)).save(out)
+    page = sheet(image, attended, queries, lettering.class_names(model.label_map))
+    with interrupt.complete_or_nothing(args.out) as path:
+        page.save(path, "PNG")
     for query in queries:
         print(f"query {query}: {names[attended.labels[query]]} {attended.scores[query]:.2f}")
 
@@ -172,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draws as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
     try:
-        run(args)
+        with interrupt.one_line("attend"):
+            run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"attend: {error}")
     except Exception as error:

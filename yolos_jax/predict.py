@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from yolos_jax import detector, lettering, visualize
+from yolos_jax import detector, interrupt, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
@@ -98,7 +98,8 @@ def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
     inside = [path for path in entries if path.suffix.lower() in SUFFIXES]
     if not inside:
         raise ValueError(
-            f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked into"
+            f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked "
+            "into"
         )
     others = [path for path in entries if path not in inside and not path.name.startswith(".")]
     # Where an earlier call has put its own pictures, nobody expects to be looked into.
@@ -176,7 +177,8 @@ def run(args: argparse.Namespace) -> list[str]:
         "pictures": records,
         "unreadable": unreadable,
     }
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with interrupt.complete_or_nothing(out / "results.json") as path:
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return unreadable
 
 
@@ -198,7 +200,8 @@ def write_picture(
     boxes = visualize.Boxes(
         prediction.boxes_xyxy_px, slots, [names[slot] for slot in slots], prediction.scores
     )
-    visualize.draw(pixels, boxes).save(picture.target)
+    with interrupt.complete_or_nothing(picture.target) as path:
+        visualize.draw(pixels, boxes).save(path, "PNG")
     return {
         "file": str(picture.path),
         "annotated": picture.target.name,
@@ -214,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        unreadable = run(args)
+        with interrupt.one_line("predict"):
+            unreadable = run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"predict: {error}")
     except Exception as error:
