@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,24 @@ def test_a_command_ends_with_one_line(command, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(work, interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(module).main(arguments.split())
     assert stopped.value.code == 130
     assert capsys.readouterr().err == f"{name}: interrupted\n"
+
+
+def test_an_interruption_that_c_code_swallows_comes_again(monkeypatch, capsys):
+    class Deaf:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stopped, interrupt.one_line("command"):
+        Deaf()
+        time.sleep(60)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "command: interrupted\n"
 
 
 @pytest.mark.slow

@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from yolos_jax import detector, interrupt, lettering, losses, visualize
-from yolos_jax.batch import Outputs, normalise
+from yolos_jax import interrupt, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.data.patches import unpatchify
-from yolos_jax.programs import no_room
+
+if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
+    from yolos_jax import detector
 
 SIDE = 240  # longer side of a picture on the sheet, pixels
 GAP = 6  # pixels between pictures
@@ -52,6 +53,9 @@ def attend(model: detector.Detector, image: np.ndarray) -> Attended:
     Raises:
       ValueError: the picture is too thin to be resized, or no answer is a number.
     """
+    from yolos_jax import losses
+    from yolos_jax.batch import Outputs, normalise
+
     patch_size = model.model.layout.patch_size
     cells, grid = image_lib.preprocess(image, model.preprocess, patch_size)
     pixels = normalise(
@@ -148,6 +152,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError: no detector, no picture, or a query that the detector does not have.
     """
+    from yolos_jax import detector
+
     model = detector.load(args.checkpoint)
     count = model.model.config.num_queries
     if wrong := [query for query in args.queries or () if not 0 <= query < count]:
@@ -170,15 +176,17 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
-    try:
-        with interrupt.one_line("attend"):
+    with interrupt.one_line("attend"):
+        from yolos_jax.programs import no_room
+
+        try:
             run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"attend: {error}")
-    except Exception as error:
-        if not (what := no_room(error)):
-            raise
-        sys.exit(f"attend: out of memory for the attention of this picture: {what}")
+        except (ValueError, OSError) as error:
+            sys.exit(f"attend: {error}")
+        except Exception as error:
+            if not (what := no_room(error)):
+                raise
+            sys.exit(f"attend: out of memory for the attention of this picture: {what}")
     print(f"attention is in {args.out}")
 
 

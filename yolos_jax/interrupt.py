@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 INTERRUPTED = 130  # what shells call the exit of a program that SIGINT ended
 
@@ -15,11 +18,24 @@ INTERRUPTED = 130  # what shells call the exit of a program that SIGINT ended
 @contextlib.contextmanager
 def one_line(program: str) -> Iterator[None]:
     """Ends the program with its name and that it was interrupted, not with a stack of calls."""
+    ignored, sys.unraisablehook = sys.unraisablehook, _insist
     try:
         yield
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.stdout.flush()
+        # Threads that read pictures or compile are not torn down under their work, which crashes.
+        os._exit(INTERRUPTED)
+    finally:
+        sys.unraisablehook = ignored
+
+
+def _insist(unraisable: Any) -> None:
+    """Instead of ``sys.unraisablehook``: where C code calls Python's, an interruption is lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

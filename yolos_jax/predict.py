@@ -8,22 +8,25 @@ Writes each picture with its boxes, and ``results.json``; needs neither tensorfl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from yolos_jax import detector, interrupt, lettering, visualize
+from yolos_jax import interrupt, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
-from yolos_jax.programs import no_room
+
+if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
+    from yolos_jax import detector
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED = 6  # boxes that the line of a picture names
@@ -155,6 +158,8 @@ def run(args: argparse.Namespace) -> list[str]:
     """Predicts, draws and writes; returns a message for every picture that could not be read."""
     out = Path(args.out)
     pictures = find_pictures(args.pictures, out)
+    from yolos_jax import detector
+
     model = detector.load(args.checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     records, unreadable = [], []
@@ -190,11 +195,12 @@ def write_picture(
     label_map: LabelMap,
 ) -> dict:
     """Draws the first ``kept`` predictions; returns what results.json says about the picture."""
-    prediction = detector.Prediction(
-        prediction.boxes_xyxy_px[:kept],
-        prediction.scores[:kept],
-        prediction.category_ids[:kept],
-        prediction.names[:kept],
+    prediction = dataclasses.replace(
+        prediction,
+        boxes_xyxy_px=prediction.boxes_xyxy_px[:kept],
+        scores=prediction.scores[:kept],
+        category_ids=prediction.category_ids[:kept],
+        names=prediction.names[:kept],
     )
     slots, names = label_map.slots(prediction.category_ids), lettering.class_names(label_map)
     boxes = visualize.Boxes(
@@ -216,15 +222,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        with interrupt.one_line("predict"):
+    with interrupt.one_line("predict"):
+        from yolos_jax.programs import no_room
+
+        try:
             unreadable = run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"predict: {error}")
-    except Exception as error:
-        if not (what := no_room(error)):
-            raise
-        sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
+        except (ValueError, OSError) as error:
+            sys.exit(f"predict: {error}")
+        except Exception as error:
+            if not (what := no_room(error)):
+                raise
+            sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
     print(f"pictures with boxes and results.json are in {args.out}")
     if unreadable:
         sys.exit(
