@@ -90,8 +90,7 @@ class Checkpoints:
           step: number of updates behind the state.
           state: a NamedTuple with step, params, opt_state and ema (None: none).
           metadata: what the checkpoint says about itself, JSON; ``step`` and ``ap`` are added.
-            ``evaluated_on``, if it is there, names the validation set of ``ap``.
-          ap: the state's AP, if it was evaluated.
+          ap: the state's AP, if it was evaluated, on the set ``metadata["evaluated_on"]``.
 
         Returns:
           False if this step was already there; nothing is written then.
@@ -119,13 +118,11 @@ class Checkpoints:
 
         Args:
           step: of a checkpoint that is kept.
-          evaluation: its metrics, ``AP`` among them.
-          evaluated_on: the validation set; APs of different ones are not compared.
+          evaluation: its metrics, ``AP`` among them, on the validation set ``evaluated_on``.
         """
         self.wait()
-        ap = float(evaluation["AP"])
-        late = {"ap": None if math.isnan(ap) else ap, "evaluation": dict(evaluation)}
-        late |= {"evaluated": step, "evaluated_on": evaluated_on}
+        late = {"evaluated": step, "evaluated_on": evaluated_on, "evaluation": dict(evaluation)}
+        late["ap"] = None if math.isnan(evaluation["AP"]) else float(evaluation["AP"])
         self._ap[step] = files.ap_of(late)
         if jax.process_index() == 0:
             files.write_late_evaluation(self.directory / str(step), late)
@@ -205,8 +202,7 @@ class Checkpoints:
         self._saving, self._failure, self._whole = step, None, None
         if jax.process_index() == 0:
             files.drop_late_evaluations(self.directory, kept=self._manager.all_steps())
-        ap = None if ap is None or math.isnan(ap) else float(ap)
-        metadata = {**metadata, "step": step, "ap": ap}
+        metadata = {**metadata, "step": step, "ap": None if math.isnan(ap or 0) else ap}
         self._ap[step] = files.ap_of(metadata)
         items = items | {"metadata": ocp.args.JsonSave(metadata)}
         try:
