@@ -19,10 +19,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from yolos_jax.convert import command, compare, export, read
+from yolos_jax import interrupt
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    # Here, so that an interruption while importing is one line, too.
+    from yolos_jax.convert import compare, export
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,12 +46,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        command.convert(parse(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"convert_torch_weights: {error}")
-    except ImportError as error:
-        sys.exit(f"convert_torch_weights: {read.missing(error)}")
+    with interrupt.one_line("convert_torch_weights"):
+        args = parse(argv)
+        from yolos_jax.convert import command, read
+
+        try:
+            command.convert(args)
+        except (ValueError, OSError) as error:
+            sys.exit(f"convert_torch_weights: {error}")
+        except ImportError as error:
+            sys.exit(f"convert_torch_weights: {read.missing(error)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import difflib
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import common
+from yolos_jax import interrupt
 
 # How this process finds the others; nothing of the run that wrote the checkpoint.
 LAUNCH = (
@@ -188,7 +188,8 @@ def run(args: argparse.Namespace) -> dict:
     named = {"annotations": args.annotations} if args.annotations else {"split": args.split}
     summary |= {"checkpoint": os.path.abspath(args.checkpoint), **named}
     if args.results and launch.is_first():
-        write_whole(args.results, found.results)
+        with interrupt.complete_or_nothing(args.results) as path:
+            path.write_text(json.dumps(found.results, allow_nan=False), encoding="utf-8")
         summary["results"] = os.path.abspath(args.results)
     return summary
 
@@ -227,26 +228,25 @@ def make_place(path: str) -> None:
         raise ValueError(f"--results {path}: cannot be written: {error}") from error
 
 
-def write_whole(path: str, results: list[dict]) -> None:
-    """Writes JSON under its name only when it is complete."""
-    partial = f"{path}.partial"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(results, file, allow_nan=False)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    with interrupt.one_line("eval.py"):
+        evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates and prints the last line; ends the program with one message where it cannot."""
+    import jax
+
     from yolos_jax import launch
     from yolos_jax.programs import no_room
 
     try:
         summary = run(args)
+    except KeyboardInterrupt:
+        if jax.distributed.is_initialized():  # the others are told, and not waited for
+            launch.end("eval.py: interrupted")
+        raise
     except (ValueError, OSError, ImportError) as error:
         launch.fail(f"eval.py: {error}")
     except Exception as error:

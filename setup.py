@@ -17,7 +17,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30,<0.13",
-        "pillow>=10",
+        "pillow>=10.1",  # whose own font has sizes
         "scipy>=1.11",
         "tqdm",
     ],

@@ -102,7 +102,7 @@ def collective_seconds(collective: dict, chip: slices.Chip, chips: int) -> float
     """Time of every execution of a collective in one run of its program.
 
     Args:
-      collective: the fields of ``yolos_jax.hlo.Collective``.
+      collective: the fields of ``hlo.Collective``.
       chip: of the slice.
       chips: of the slice.
     """

@@ -17,10 +17,10 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from benchmarks import slices
+from benchmarks import hlo, slices
 from benchmarks.coco_like import coco_like
-from yolos_jax import hlo, step
 from yolos_jax import mesh as mesh_lib
+from yolos_jax import step
 from yolos_jax.batch import Bucket
 from yolos_jax.data.plan import TARGETS_MULTIPLE, Recipe, choose_buckets
 from yolos_jax.models.build import build_model
@@ -178,7 +178,8 @@ def _code() -> str:
     for package in ("jax", "flax", "optax", "libtpu"):
         digest.update(f"{package} {_version(package)}\n".encode())
     files = [*(ROOT / "yolos_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
-    for path in sorted([*files, Path(__file__), ROOT / "benchmarks" / "coco_like.py"]):
+    beside = [ROOT / "benchmarks" / name for name in ("coco_like.py", "hlo.py", "planned.py")]
+    for path in sorted([*files, *beside]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import planned, report, scale, slices
-from yolos_jax import hlo
+from benchmarks import hlo, planned, report, scale, slices
 
 CHIPS = 8
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')

@@ -7,10 +7,11 @@ import math
 import jax
 import pytest
 
+from benchmarks import hlo
 from tests import shared_programs, tiny_detr
 from tests.tiny import BUCKET, QUERIES, TARGETS, make_config, make_step, mesh_of
-from yolos_jax import hlo, step
 from yolos_jax import mesh as mesh_lib
+from yolos_jax import step
 
 IMAGES = 8
 MODULE = """HloModule jit_f, is_scheduled=true

@@ -11,6 +11,7 @@ import pytest
 
 from tests import convert_sources as sources
 from tests import torch_weights
+from yolos_jax import interrupt
 from yolos_jax.convert import command, compare, export, names, original, weights
 from yolos_jax.convert.conversion import Options
 from yolos_jax.convert.read import Source, read
@@ -214,14 +215,14 @@ def test_the_command_writes_verifies_and_replaces(tmp_path, capsys):
 def test_what_is_replaced_stays_until_all_is_written(tmp_path):
     target = tmp_path / "out"
     target.write_text("old")
-    with pytest.raises(KeyError), export.complete_or_nothing(target) as path:
+    with pytest.raises(KeyError), interrupt.complete_or_nothing(target) as path:
         path.write_text("half")
         raise KeyError
     assert target.read_text() == "old"
-    with pytest.raises(OSError), export.complete_or_nothing(target):
+    with pytest.raises(OSError), interrupt.complete_or_nothing(target):
         pass  # nothing was written, so there is nothing to rename
     assert target.read_text() == "old"
-    with export.complete_or_nothing(target) as path:
+    with interrupt.complete_or_nothing(target) as path:
         path.write_text("new")
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "yolos_jax"
 # Data flows one way: a module imports only from lines above its own. Modules of one line do not
 # import each other.
 ORDER = [
-    ["boxes", "labels", "batch", "health", "hlo"],
+    ["boxes", "labels", "batch", "health", "interrupt"],
     ["watchdog", "cluster", "preemption", "parameter_groups"],
     ["data.sizes", "data.files", "data.patches"],
     ["data.image"],
@@ -54,8 +54,8 @@ ORDER = [
     ["checkpoint_files"],
     ["checkpoint_read"],
     ["checkpoint"],
-    ["answers"],
-    ["runlog", "settings", "checks", "unused"],
+    ["answers", "given", "lettering"],
+    ["runlog", "settings", "checks", "unused", "progress"],
     ["convert.places"],
     ["convert.names"],
     ["convert.start", "convert.read", "convert.detr_names"],

@@ -139,6 +139,22 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(pictures, tmp_path):
     assert len(set(targets)) == 5 and targets[:3] == ["a.png", "b.png", "a_2.png"]
 
 
+def test_folders_inside_are_named_where_they_are_left_out(pictures, tmp_path, capsys):
+    def said():
+        found = predict.find_pictures([str(pictures)], pictures / "out")
+        assert [p.path.name for p in found] == ["a.png", "b.jpg"]
+        return capsys.readouterr().err
+
+    (pictures / "out").mkdir()
+    (pictures / ".cache").mkdir()
+    (pictures / "list.txt").touch()
+    assert said() == ""
+    (pictures / "more").mkdir()
+    assert said() == f"{pictures}: 1 folder inside is not looked into\n"
+    (pictures / "even more").mkdir()
+    assert said() == f"{pictures}: 2 folders inside are not looked into\n"
+
+
 def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
     out = tmp_path / "out"
     assert "nowhere.png: no such picture or folder" in run(checkpoint, "nowhere.png", "--out", out)

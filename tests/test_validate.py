@@ -92,7 +92,7 @@ def test_pictures_and_boxes_that_are_worth_a_look(write, capsys):
     annotations = [
         annotation(1, 1),
         annotation(2, 1),  # the same box
-        annotation(3, 2, area=None),
+        annotation(3, 2, area="large"),
         annotation(4, 2, (5, 5, 10, 10), area=1e4),
         annotation(5, 3, (5, 5, 0.5, 10)),
         annotation(6, 3, (50, 5, 5, 5)),
@@ -107,7 +107,7 @@ def test_pictures_and_boxes_that_are_worth_a_look(write, capsys):
     out = capsys.readouterr().out
     for line in (
         "warning: same box: image 1 (grey.jpg), annotation 2: bbox [1, 2, 10, 10] is annotation 1",
-        "warning: area: image 2 (cmyk.jpg), annotation 3: area is None; expected a number, about 1",
+        "warning: area: image 2 (cmyk.jpg), annotation 3: area is 'large'; expected a number",
         "warning: area: image 2 (cmyk.jpg), annotation 4: area 10000 of bbox",
         "warning: tiny: image 3 (twice.jpg), annotation 5: bbox [5, 5, 0.5, 10]",
         "warning: no area: image 3 (twice.jpg), annotation 6: bbox [50, 5, 5, 5]; expected a box",
@@ -132,6 +132,28 @@ def test_entries_that_make_no_sense_are_all_listed(write, capsys):
     assert validate.main([str(root)]) == 1
     out = capsys.readouterr().out
     assert out.count("error: unknown image: annotation ") == 25 and "25 errors" in out
+
+
+def test_areas_may_be_missing(write, capsys):
+    annotations = [annotation(n, 1, (n, 0, 5, 5), area=None) for n in range(1, 8)]
+    annotations += [annotation(n, 1, (n, 0, 5, 5)) for n in range(8, 20)]
+    for entry in annotations[7:]:
+        del entry["area"]
+    root = write("train", {"a.jpg": noise(1)}, annotations)
+    assert validate.main([str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "0 errors, 0 warnings" in out
+    assert out.count("no area") == 10 and "note: default: and 9 more" in out
+    assert "19 notes    annotations without id, area" in out
+
+
+def test_of_warnings_of_one_kind_the_first_are_listed(write, capsys):
+    annotations = [annotation(n, 1, (n, 0, 5, 5), area=999) for n in range(1, 26)]
+    root = write("train", {"a.jpg": noise(1)}, annotations)
+    assert validate.main([str(root)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: area: image 1") == 10 and "warning: area: and 15 more" in out
+    assert "0 errors, 25 warnings" in out
 
 
 def test_boxes_of_a_misstated_size_are_those_that_loading_drops(write, capsys):

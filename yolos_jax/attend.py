@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from yolos_jax import detector, losses, visualize
-from yolos_jax.batch import Outputs, normalise
+from yolos_jax import interrupt, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.data.patches import unpatchify
-from yolos_jax.programs import no_room
+
+if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
+    from yolos_jax import detector
 
 SIDE = 240  # longer side of a picture on the sheet, pixels
 GAP = 6  # pixels between pictures
@@ -53,6 +53,9 @@ def attend(model: detector.Detector, image: np.ndarray) -> Attended:
     Raises:
       ValueError: the picture is too thin to be resized, or no answer is a number.
     """
+    from yolos_jax import losses
+    from yolos_jax.batch import Outputs, normalise
+
     patch_size = model.model.layout.patch_size
     cells, grid = image_lib.preprocess(image, model.preprocess, patch_size)
     pixels = normalise(
@@ -99,7 +102,7 @@ def sheet(
       image: uint8 [height, width, 3].
       attended: of it.
       queries: which to draw, a row for each.
-      names: of classes, by slot.
+      names: of classes, by slot, as ``lettering.class_names`` has them.
     """
     scale = SIDE / max(image.shape[:2])
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
@@ -108,7 +111,7 @@ def sheet(
     column_width, row_height = SIDE + GAP, TITLE + height + GAP
     size = (heads + 2) * column_width + GAP, len(queries) * row_height + GAP
     page = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    pen, font = ImageDraw.Draw(page), lettering.font(14)
     for row, query in enumerate(queries):
         label, score = attended.labels[query], float(attended.scores[query])
         box = visualize.Boxes(attended.boxes_xyxy_px[[query]], [label], [names[label]], [score])
@@ -149,6 +152,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError: no detector, no picture, or a query that the detector does not have.
     """
+    from yolos_jax import detector
+
     model = detector.load(args.checkpoint)
     count = model.model.config.num_queries
     if wrong := [query for query in args.queries or () if not 0 <= query < count]:
@@ -160,10 +165,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.picture}: {str(error).removeprefix('picture: ')}") from error
     best = np.argsort(-attended.scores, kind="stable")[: args.top_k].tolist()
     queries = args.queries or best
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     names = model.label_map.names
-    sheet(image, attended, queries, names).save(out)
+    page = sheet(image, attended, queries, lettering.class_names(model.label_map))
+    with interrupt.complete_or_nothing(args.out) as path:
+        page.save(path, "PNG")
     for query in queries:
         print(f"query {query}: {names[attended.labels[query]]} {attended.scores[query]:.2f}")
 
@@ -171,14 +176,17 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"attend: {error}")
-    except Exception as error:
-        if not (what := no_room(error)):
-            raise
-        sys.exit(f"attend: out of memory for the attention of this picture: {what}")
+    with interrupt.one_line("attend"):
+        from yolos_jax.programs import no_room
+
+        try:
+            run(args)
+        except (ValueError, OSError) as error:
+            sys.exit(f"attend: {error}")
+        except Exception as error:
+            if not (what := no_room(error)):
+                raise
+            sys.exit(f"attend: out of memory for the attention of this picture: {what}")
     print(f"attention is in {args.out}")
 
 

@@ -90,7 +90,7 @@ class Checkpoints:
           step: number of updates behind the state.
           state: a NamedTuple with step, params, opt_state and ema (None: none).
           metadata: what the checkpoint says about itself, JSON; ``step`` and ``ap`` are added.
-          ap: the state's AP, if it was evaluated.
+          ap: the state's AP, if it was evaluated, on the set ``metadata["evaluated_on"]``.
 
         Returns:
           False if this step was already there; nothing is written then.
@@ -111,20 +111,20 @@ class Checkpoints:
         self._start(step, items, metadata, ap)
         return True
 
-    def note(self, step: int, evaluation: Mapping[str, Any]) -> None:
+    def note(self, step: int, evaluation: Mapping[str, Any], evaluated_on: str = "") -> None:
         """Adds the evaluation of a step that was saved before it was evaluated.
 
         Beside the step's folder: what is in it, hashes included, stays as it was written.
 
         Args:
           step: of a checkpoint that is kept.
-          evaluation: its metrics, ``AP`` among them.
+          evaluation: its metrics, ``AP`` among them, on the validation set ``evaluated_on``.
         """
         self.wait()
-        ap = float(evaluation["AP"])
-        self._ap[step] = None if math.isnan(ap) else ap
+        late = {"evaluated": step, "evaluated_on": evaluated_on, "evaluation": dict(evaluation)}
+        late["ap"] = None if math.isnan(evaluation["AP"]) else float(evaluation["AP"])
+        self._ap[step] = files.ap_of(late)
         if jax.process_index() == 0:
-            late = {"ap": self._ap[step], "evaluated": step, "evaluation": dict(evaluation)}
             files.write_late_evaluation(self.directory / str(step), late)
         multihost_utils.sync_global_devices("evaluation noted")
 
@@ -202,8 +202,8 @@ class Checkpoints:
         self._saving, self._failure, self._whole = step, None, None
         if jax.process_index() == 0:
             files.drop_late_evaluations(self.directory, kept=self._manager.all_steps())
-        self._ap[step] = None if ap is None or math.isnan(ap) else float(ap)
-        metadata = {**metadata, "step": step, "ap": self._ap[step]}
+        metadata = {**metadata, "step": step, "ap": None if math.isnan(ap or 0) else ap}
+        self._ap[step] = files.ap_of(metadata)
         items = items | {"metadata": ocp.args.JsonSave(metadata)}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)

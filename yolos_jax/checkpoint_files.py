@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,20 +37,40 @@ def unfinished(folder: epath.Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if _UNFINISHED in path.name)
 
 
-def best(ap: Mapping[int, float | None], count: int) -> list[int]:
-    """Returns the steps of the highest AP, best first, the later one first among equals."""
-    known = [(value, step) for step, value in ap.items() if value is not None]
-    return [step for _, step in sorted(known, reverse=True)[:count]]
+class AP(NamedTuple):
+    """What an evaluation of a step found, and on what."""
+
+    value: float
+    evaluated_on: str  # Data.validation_set; "": not known, as in checkpoints that do not say
+
+
+def ap_of(metadata: Mapping[str, Any]) -> AP | None:
+    """Returns the AP that a step's metadata states; None where it was not evaluated."""
+    value = metadata.get("ap")
+    return None if value is None else AP(value, metadata.get("evaluated_on", ""))
+
+
+def best(ap: Mapping[int, AP | None], count: int) -> list[int]:
+    """Returns the steps of the highest AP, best first, the later one first among equals.
+
+    Only those evaluated on the validation set of the newest evaluated one, or on one that is not
+    known: an AP on another set says nothing about which is better.
+    """
+    known = {step: found for step, found in ap.items() if found is not None}
+    newest = known[max(known)].evaluated_on if known else ""
+    if newest:
+        known = {s: found for s, found in known.items() if found.evaluated_on in ("", newest)}
+    return sorted(known, key=lambda step: (known[step].value, step), reverse=True)[:count]
 
 
 class KeepBest(checkpoint_managers.PreservationPolicy):
-    """Preserves the steps of the highest AP.
+    """Preserves the steps of the highest AP, as ``best`` chooses them.
 
     Orbax's own BestN needs a metrics file in every step, and a damaged one of those stops the
     manager from opening at all; our metadata holds the AP.
     """
 
-    def __init__(self, ap: Mapping[int, float | None], count: int):
+    def __init__(self, ap: Mapping[int, AP | None], count: int):
         self._ap, self._count = ap, count
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
@@ -114,10 +134,10 @@ def drop_late_evaluations(directory: epath.Path, kept: Sequence[int]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_ap(folder: epath.Path) -> float | None:
+def read_ap(folder: epath.Path) -> AP | None:
     """Returns the AP that a step's metadata states; None where there is none to be read."""
     try:
-        return read_metadata(folder).get("ap")
+        return ap_of(read_metadata(folder))
     except ValueError:
         return None  # The step is damaged, which is said when it is wanted.
 
@@ -164,7 +184,7 @@ def damage(folder: epath.Path, dispensable: str = "") -> str | None:
 
 
 def find_damage(
-    directory: epath.Path, steps: Sequence[int], ap: Mapping[int, float | None], keep_best: int
+    directory: epath.Path, steps: Sequence[int], ap: Mapping[int, AP | None], keep_best: int
 ) -> dict[int, str]:
     """Looks for damage in the newest steps until one is whole, and in the best ones likewise.
 

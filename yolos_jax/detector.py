@@ -17,9 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from yolos_jax import checkpoint, losses
+from yolos_jax import checkpoint, given, losses
 from yolos_jax.batch import Batch, Bucket, Canvas, Detections
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
@@ -112,7 +111,9 @@ class Detector:
 
         Args:
           pictures: a picture or a sequence of them: paths, PIL pictures, or uint8 arrays
-            [height, width, 3].
+            [height, width, 3]. Where training turned pictures as their EXIF tags say (``exif`` is
+            'apply'), paths are, and PIL pictures that have the tag still: ImageOps.exif_transpose
+            takes it off, rotate() does not. Arrays are taken as they are.
           threshold: least score of a box.
           top_k: boxes per picture at most; 0: as many as there are detection tokens.
 
@@ -120,19 +121,19 @@ class Detector:
           One Prediction per picture, in their order.
 
         Raises:
-          ValueError: no such picture, not a picture, not one of the three kinds; a threshold
-            that is no score; a negative ``top_k``.
+          ValueError: no such picture, not a picture, not one of the three kinds, by its path or
+            as 'picture N', counted from 0; a threshold that is no score; a negative ``top_k``.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, expected a score, 0 to 1")
         if top_k < 0:
             raise ValueError(f"top_k is {top_k}, expected 0 or more")
-        pictures = _as_list(pictures)
-        images = [_to_array(picture, self.exif) for picture in pictures]
+        named = [(p, given.name_of(i, p)) for i, p in enumerate(given.as_list(pictures))]
+        images = [given.to_array(picture, self.exif, name) for picture, name in named]
         layout = self.model.layout
         prepared = [
-            image_lib.preprocess(image, self.preprocess, layout.patch_size, _name(i, p))
-            for i, (image, p) in enumerate(zip(images, pictures, strict=True))
+            image_lib.preprocess(image, self.preprocess, layout.patch_size, name)
+            for image, (_, name) in zip(images, named, strict=True)
         ]
         groups: dict[Bucket, list[int]] = {}
         for i, (_, grid) in enumerate(prepared):
@@ -266,31 +267,3 @@ def _detections(
 ) -> Detections:
     outputs = model.apply(params, batch.normalised(mean, std), bounds=(bucket.rows, bucket.cols))
     return losses.postprocess(outputs, original_size)
-
-
-def _as_list(pictures: Any) -> list:
-    if isinstance(pictures, str | os.PathLike | Image.Image):
-        return [pictures]
-    if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
-        return [pictures]
-    return list(pictures)
-
-
-def _name(number: int, picture: Any) -> str:
-    """What to call a picture in messages: its path, or its place among those given."""
-    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"picture {number}"
-
-
-def _to_array(picture: Any, exif: str) -> Array:
-    """uint8 [height, width, 3] of a path, a PIL picture or an array."""
-    if isinstance(picture, str | os.PathLike):
-        return image_lib.decode(picture, exif=exif)
-    if isinstance(picture, Image.Image):
-        return image_lib.to_rgb(picture)
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise ValueError(
-            f"picture is {array.dtype} {array.shape}, expected uint8 [height, width, 3], a PIL "
-            "picture or a path"
-        )
-    return array

@@ -8,22 +8,25 @@ Writes each picture with its boxes, and ``results.json``; needs neither tensorfl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from yolos_jax import detector, visualize
+from yolos_jax import interrupt, lettering, visualize
 from yolos_jax.data import files
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
-from yolos_jax.programs import no_room
+
+if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
+    from yolos_jax import detector
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED = 6  # boxes that the line of a picture names
@@ -68,13 +71,7 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
     for name in names:
         path = epath.Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ValueError(
-                    f"{path}: no picture there ({', '.join(SUFFIXES)}); folders inside are not "
-                    "looked into"
-                )
-            paths += inside
+            paths += pictures_in(path, out)
         elif path.exists():
             paths.append(path)
         else:
@@ -92,6 +89,28 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
         taken.add(stem.lower())
         pictures.append(Picture(path, out / f"{stem}.png"))
     return pictures
+
+
+def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
+    """The pictures of a folder by name; says on stderr that folders inside are left out, if any.
+
+    Raises:
+      ValueError: there are none.
+    """
+    entries = sorted(folder.iterdir())
+    inside = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    if not inside:
+        raise ValueError(
+            f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked "
+            "into"
+        )
+    others = [path for path in entries if path not in inside and not path.name.startswith(".")]
+    # Where an earlier call has put its own pictures, nobody expects to be looked into.
+    count = sum(path.is_dir() and Path(path).resolve() != out.resolve() for path in others)
+    if count:
+        folders = "1 folder inside is" if count == 1 else f"{count} folders inside are"
+        print(f"{folder}: {folders} not looked into", file=sys.stderr)
+    return inside
 
 
 def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> list:
@@ -139,6 +158,8 @@ def run(args: argparse.Namespace) -> list[str]:
     """Predicts, draws and writes; returns a message for every picture that could not be read."""
     out = Path(args.out)
     pictures = find_pictures(args.pictures, out)
+    from yolos_jax import detector
+
     model = detector.load(args.checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     records, unreadable = [], []
@@ -161,7 +182,8 @@ def run(args: argparse.Namespace) -> list[str]:
         "pictures": records,
         "unreadable": unreadable,
     }
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with interrupt.complete_or_nothing(out / "results.json") as path:
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return unreadable
 
 
@@ -173,19 +195,19 @@ def write_picture(
     label_map: LabelMap,
 ) -> dict:
     """Draws the first ``kept`` predictions; returns what results.json says about the picture."""
-    prediction = detector.Prediction(
-        prediction.boxes_xyxy_px[:kept],
-        prediction.scores[:kept],
-        prediction.category_ids[:kept],
-        prediction.names[:kept],
+    prediction = dataclasses.replace(
+        prediction,
+        boxes_xyxy_px=prediction.boxes_xyxy_px[:kept],
+        scores=prediction.scores[:kept],
+        category_ids=prediction.category_ids[:kept],
+        names=prediction.names[:kept],
     )
+    slots, names = label_map.slots(prediction.category_ids), lettering.class_names(label_map)
     boxes = visualize.Boxes(
-        prediction.boxes_xyxy_px,
-        label_map.slots(prediction.category_ids),
-        prediction.names,
-        prediction.scores,
+        prediction.boxes_xyxy_px, slots, [names[slot] for slot in slots], prediction.scores
     )
-    visualize.draw(pixels, boxes).save(picture.target)
+    with interrupt.complete_or_nothing(picture.target) as path:
+        visualize.draw(pixels, boxes).save(path, "PNG")
     return {
         "file": str(picture.path),
         "annotated": picture.target.name,
@@ -200,14 +222,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        unreadable = run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"predict: {error}")
-    except Exception as error:
-        if not (what := no_room(error)):
-            raise
-        sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
+    with interrupt.one_line("predict"):
+        from yolos_jax.programs import no_room
+
+        try:
+            unreadable = run(args)
+        except (ValueError, OSError) as error:
+            sys.exit(f"predict: {error}")
+        except Exception as error:
+            if not (what := no_room(error)):
+                raise
+            sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
     print(f"pictures with boxes and results.json are in {args.out}")
     if unreadable:
         sys.exit(

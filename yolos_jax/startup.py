@@ -35,21 +35,9 @@ from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 from yolos_jax.predict_step import PredictStep
+from yolos_jax.progress import Progress
 
 MIN_STEPS_READ = 64
-
-
-@dataclasses.dataclass
-class Progress:
-    """What changes from step to step."""
-
-    state: step.TrainState
-    step: int = 0  # optimiser steps done
-    saved: int = -1  # step of the newest checkpoint
-    evaluated: int = -1  # step of the last evaluation
-    noted: int = -1  # step of the last evaluation that its checkpoint knows of
-    evaluation: dict = dataclasses.field(default_factory=dict)  # its metrics
-    health: dict = dataclasses.field(default_factory=dict)  # of Health.counts, when it was saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +175,11 @@ def prepare(
     run = dataclasses.replace(run, checkpoints=checkpoints or open_checkpoints(config, folder))
     compilation.keep_programs(config.compile.cache, folder)
     if begun is not None:
-        return run, resume(run, begun)
+        progress = resume(run, begun)
+        progress.evaluated_on = begun.get("evaluated_on", "")  # older runs did not say
+        if note := progress.other_set(run.data.validation_set):
+            say(note)
+        return run, progress
     return run, Progress(run.train_step.init_state(rng, params))
 
 

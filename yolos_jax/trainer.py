@@ -14,6 +14,7 @@ from yolos_jax import compilation, evaluation, launch, mesh, runlog, startup
 from yolos_jax.batch import HostBatch
 from yolos_jax.health import Health
 from yolos_jax.pictures import Sheet
+from yolos_jax.progress import Progress
 from yolos_jax.watchdog import Watchdog
 
 
@@ -80,7 +81,7 @@ class Trainer:
     def __init__(
         self,
         run: startup.Run,
-        progress: startup.Progress,
+        progress: Progress,
         preemption: launch.Preemption,
         log: runlog.RunLog,
         watchdog: Watchdog,
@@ -127,7 +128,7 @@ class Trainer:
         while progress.step < self.run.total_steps:
             if self.evaluation_due():
                 self.evaluate()
-            if self.due(self.run.save_every) or progress.evaluated == progress.step:
+            if progress.due(self.run.save_every) or self.evaluated():
                 self.save()
             self.check_stop()
             self.watchdog.watch("reading", step=progress.step)
@@ -135,7 +136,7 @@ class Trainer:
         batches.close()
         self.read_metrics()
         # A run that was finished before has its sheet of pictures: nothing is left to do.
-        if progress.evaluated < progress.step or self.sheet().missing():
+        if not self.evaluated() or self.sheet().missing():
             self.evaluate()
         self.save()
         self.run.checkpoints.wait()
@@ -158,11 +159,11 @@ class Trainer:
 
     def evaluation_due(self) -> bool:
         """Whether this step is one to evaluate at, and not evaluated yet."""
-        return self.due(self.run.evaluate_every) and self.progress.evaluated < self.progress.step
+        return self.progress.due(self.run.evaluate_every) and not self.evaluated()
 
-    def due(self, every: int) -> bool:
-        """Whether something done every so many steps is to be done now."""
-        return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
+    def evaluated(self) -> bool:
+        """Whether this step is evaluated, on the validation set of now."""
+        return self.progress.is_evaluated(self.run.data.validation_set)
 
     def train_on(self, host_batch: HostBatch) -> None:
         """One optimiser step; then reads the numbers of the step before, which is done by now."""
@@ -226,7 +227,7 @@ class Trainer:
         if result.unreadable:
             said = self.name_unreadable(result.messages, training=False)
             self.health.check_validation(len(result.unreadable), len(run.data.val), said)
-        progress.evaluated, progress.evaluation = progress.step, result.metrics
+        progress.take_evaluation(result.metrics, run.data.validation_set)
         self.results = result.results
         self.log.evaluation(progress.step, result.metrics, time.monotonic() - started)
 
@@ -246,20 +247,18 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this step in the background, unless there is one."""
-        run, progress = self.run, self.progress
-        evaluated = progress.evaluated == progress.step
+        run, progress, evaluated = self.run, self.progress, self.evaluated()
         if progress.saved == progress.step:
             # A run that was stopped while evaluating saved first, and evaluates when it goes on.
             if evaluated and progress.noted < progress.step:
-                run.checkpoints.note(progress.step, progress.evaluation)
+                run.checkpoints.note(progress.step, progress.evaluation, progress.evaluated_on)
                 progress.noted = progress.step
             return
         self.watchdog.watch("saving", step=progress.step)
         self.read_metrics()
-        metadata = run.metadata | {
+        metadata = run.metadata | progress.of_evaluation()
+        metadata |= {
             "epoch": progress.step / run.steps_per_epoch,
-            "evaluated": progress.evaluated,
-            "evaluation": progress.evaluation,
             "health": self.health.counts(),
         }
         run.checkpoints.save(

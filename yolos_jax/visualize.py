@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from yolos_jax import lettering
 from yolos_jax.data import image as image_lib
 from yolos_jax.data.index import Index
 
@@ -23,7 +24,7 @@ class Boxes(NamedTuple):
 
     boxes_xyxy_px: np.ndarray  # float [n, 4] in pixels of the picture
     labels: Sequence[int]  # [n]: colours go with them, whatever their numbering
-    names: Sequence[str]  # [n]
+    names: Sequence[str]  # [n], as ``lettering.class_names`` has them
     scores: Sequence[float] | None = None  # [n]; None for ground truth
 
 
@@ -67,7 +68,7 @@ def draw(image: np.ndarray, boxes: Boxes, scale: float | None = None) -> Image.I
     canvas = Image.fromarray(image).convert("RGB").resize(size, how)
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(min(size) / 200))
-    font = ImageFont.load_default(size=max(12, round(min(size) / 32)))
+    font = lettering.font(max(12, round(min(size) / 32)))
     scores = boxes.scores
     order = range(len(boxes.names)) if scores is None else np.argsort(scores, kind="stable")
     corners = {}
@@ -109,14 +110,14 @@ def sheet(panels: Sequence[Panel], columns: int = 2, side: int = 420) -> Image.I
     """
     if not panels:
         raise ValueError("a sheet needs at least one picture")
-    font = ImageFont.load_default(size=15)
+    font = lettering.font(15)
     pairs = []
     for panel in panels:
         scale = side / max(panel.image.shape[:2])
         left, right = (draw(panel.image, b, scale) for b in (panel.truth, panel.predicted))
         pair = Image.new("RGB", (2 * side + GAP, left.height + TITLE), "white")
         pen = ImageDraw.Draw(pair)
-        truth = f"{panel.title}: ground truth ({len(panel.truth.names)})"
+        truth = f"{lettering.title(panel.title)}: ground truth ({len(panel.truth.names)})"
         found = f"predicted ({len(panel.predicted.names)})"
         pen.text((0, 4), truth, font=font, fill="black")
         pen.text((side + GAP, 4), found, font=font, fill="black")
@@ -175,7 +176,7 @@ def _panel(index: Index, row: int, found: Sequence[dict]) -> Panel:
     """A picture of a split and the COCO results to draw on it. Raises ValueError as ``decode``."""
     exif = "apply" if index.orientation[row] > 1 else "ignore"
     image = image_lib.decode(index.read(row), exif, index.path(row))
-    names = index.label_map.names
+    names = lettering.class_names(index.label_map)
     boxes = slice(index.box_offsets[row], index.box_offsets[row + 1])
     labels = index.labels[boxes]
     truth = Boxes(index.boxes_xyxy_px[boxes], labels, [names[label] for label in labels])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yolos_jax import interrupt
 from yolos_jax.convert import compare, export, weights
 from yolos_jax.convert.conversion import Converted, Options
 from yolos_jax.convert.read import Source
@@ -30,7 +31,7 @@ def convert(args: argparse.Namespace) -> None:
     print(converted.describe())
     print(f"{weights.count_parameters(converted.params):,} parameters")
     print(converted.label_map.describe())
-    with export.complete_or_nothing(args.destination) as path:
+    with interrupt.complete_or_nothing(args.destination) as path:
         export.WRITERS[args.to](converted, path, args.source)
         if args.verify is not None:
             verify(converted, source, args.source, path, args.verify)

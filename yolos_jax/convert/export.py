@@ -6,11 +6,8 @@ Whatever is written appears under its name only when it is complete.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,31 +103,6 @@ def check_destination(source: str | Path, destination: str | Path, overwrite: bo
             f"{destination}: a folder with something else than a checkpoint in it; it will not be "
             "replaced."
         )
-
-
-@contextlib.contextmanager
-def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
-    """Yields a path beside the destination to write to; renames it when all went well."""
-    target = Path(os.path.abspath(destination))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
-    try:
-        yield temporary
-        if target.exists():
-            target.rename(replaced)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-    finally:
-        for path in (temporary, replaced):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def _holds_a_checkpoint(folder: Path) -> bool:

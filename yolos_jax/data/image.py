@@ -88,18 +88,26 @@ def open_rgb(
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif is {exif!r}, expected 'ignore' or 'apply'")
     with _open_file(source, name) as (file, name), _open_picture(file, name) as picture:
-        turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
-        try:
-            rgb = _as_rgb(picture)
-            return rgb if turn is None else rgb.transpose(turn)
-        # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
-        except Exception as error:
-            raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
+        return _decoded(picture, exif, name)
 
 
-def to_rgb(picture: Image.Image) -> np.ndarray:
-    """A Pillow picture of any mode as uint8 [height, width, 3]; see ``decode``."""
-    return np.array(_as_rgb(picture))
+def to_rgb(picture: Image.Image, exif: str = "ignore", name: str = "picture") -> np.ndarray:
+    """A Pillow picture of any mode as uint8 [height, width, 3]; see ``decode``.
+
+    With exif='apply' it is turned where it has its tag still: Pillow takes the tag off when it
+    turns a picture itself.
+    """
+    return np.array(_decoded(picture, exif, name))
+
+
+def _decoded(picture: Image.Image, exif: str, name: str) -> Image.Image:
+    turn = _TURNS.get(_orientation(picture)) if exif == "apply" else None
+    try:
+        rgb = _as_rgb(picture)
+        return rgb if turn is None else rgb.transpose(turn)
+    # Decoders raise whatever their format's code raises: OSError, SyntaxError, struct.error...
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be decoded: {_reason(error)}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -4,8 +4,9 @@
     python -m yolos_jax.data.validate ROOT --annotations a.json b.json --images a_dir b_dir
 
 Without file names it checks the published layout's train and val splits, those that are there. One
-line per problem (of notes the first ten), then a summary; exit status 1 when anything is an error.
-Several splits are compared with each other: a picture of two splits makes scores too good.
+line per problem (the first ten warnings or notes of a kind), then a summary; exit status 1 when
+anything is an error. Several splits are compared with each other: a picture of two splits makes
+scores too good.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from yolos_jax.labels import LabelMap
 PUBLISHED = tuple(
     (f"annotations/instances_{split}2017.json", f"{split}2017") for split in ("train", "val")
 )
-NOTES_LISTED = 10
+LISTED = 10  # warnings and notes of a kind; errors are all to be mended
 # Rounding of exporters; and masks thinner than this share of their box are rare.
 AREA_TOLERANCE, LEAST_AREA_SHARE = 1.02, 0.01
 
@@ -121,13 +122,13 @@ def _check_annotations(
         if min(box[2:]) < 1:
             problems.add("tiny", image_entry, number, f"bbox {box}", "sides of a pixel or more")
         whole = box[2] * box[3]
-        if not isinstance(area, int | float):
+        if not isinstance(area, int | float | None):
             expected = f"a number, about {whole:g}"
             problems.add("area", image_entry, number, f"area is {area!r}", expected)
-        elif not whole * LEAST_AREA_SHARE <= area <= whole * AREA_TOLERANCE + 1:
+        elif area is not None and not _is_near(area, whole):
             value = f"area {area:g} of bbox {box}"
             problems.add("area", image_entry, number, value, f"at most {whole:g}, and near it")
-        missing = [key for key in ("id", "iscrowd") if entry.get(key) is None]
+        missing = [key for key in ("id", "area", "iscrowd") if entry.get(key) is None]
         missing += ["segmentation"] if "segmentation" in entry else []  # only empty ones are kept
         if missing:
             problems.add("default", image_entry, number, f"no {', '.join(missing)}")
@@ -135,6 +136,10 @@ def _check_annotations(
     for slot, name in enumerate(label_map.names):
         if slot not in used:
             problems.add("unused category", None, None, f"{name!r}")
+
+
+def _is_near(area: float, whole: float) -> bool:
+    return whole * LEAST_AREA_SHARE <= area <= whole * AREA_TOLERANCE + 1
 
 
 def _check_pictures(
@@ -245,7 +250,7 @@ def report(splits: Sequence[Split]) -> tuple[str, int]:
         lines.append(f"{problems.file}: {summary}")
         kinds = [(kind, *about) for kind, about in KINDS.items() if kind in problems.counts]
         for kind, severity, _, _ in kinds:
-            listed = problems.listed[kind][: NOTES_LISTED if severity == "note" else None]
+            listed = problems.listed[kind][: None if severity == "error" else LISTED]
             lines += [f"{severity}: {kind}: {problem}" for problem in listed]
             if len(listed) < problems.counts[kind]:
                 lines.append(f"{severity}: {kind}: and {problems.counts[kind] - len(listed)} more")

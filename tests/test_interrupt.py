@@ -1,0 +1,121 @@
+"""Ctrl-C in a command is one line and the shell's code; files are whole or not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny_checkpoint
+from yolos_jax import interrupt
+from yolos_jax.labels import LabelMap
+
+ROOT = Path(__file__).resolve().parent.parent
+# command: (its module, what does its work, its arguments, what it is called)
+COMMANDS = {
+    "eval.py": ("eval", "eval.run", "--checkpoint c --data_root d", "eval.py"),
+    "predict": ("yolos_jax.predict", "yolos_jax.predict.run", "c p --out o", "predict"),
+    "attend": ("yolos_jax.attend", "yolos_jax.attend.run", "c p --out o.png", "attend"),
+    "convert": (
+        "convert_torch_weights",
+        "yolos_jax.convert.command.convert",
+        "a b",
+        "convert_torch_weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ends_with_one_line(command, monkeypatch, capsys):
+    module, work, arguments, name = COMMANDS[command]
+
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(module).main(arguments.split())
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == f"{name}: interrupted\n"
+
+
+def test_an_interruption_that_c_code_swallows_comes_again(monkeypatch, capsys):
+    class Deaf:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stopped, interrupt.one_line("command"):
+        Deaf()
+        time.sleep(60)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "command: interrupted\n"
+
+
+@pytest.mark.slow
+def test_predict_is_interrupted(tmp_path):
+    checkpoint = tiny_checkpoint.write(tmp_path / "checkpoint", LabelMap((1,), ("apple",)))
+    (tmp_path / "pictures").mkdir()
+    for number in range(200):
+        Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / f"{number}.png")
+    # Where tests run in the background, programs are started deaf to it.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('yolos_jax.predict', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, checkpoint, tmp_path / "pictures"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "out"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert ".png: " in process.stdout.readline()
+        os.kill(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said.splitlines()[-1] == "predict: interrupted"
+    assert "Traceback" not in said
+    written = list((tmp_path / "out").iterdir())
+    assert 0 < len(written) < 200 and {path.suffix for path in written} == {".png"}
+    assert all(np.asarray(Image.open(path)).shape == (320, 320, 3) for path in written)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("before", ["folder", "file"])
+def test_what_was_there_stays_or_is_replaced(tmp_path, kind, before, monkeypatch):
+    def make(path, what, text):
+        if what == "file":
+            return path.write_text(text)
+        path.mkdir()
+        return (path / "inside").write_text(text)
+
+    def text(path):
+        return (path if path.is_file() else path / "inside").read_text()
+
+    target = tmp_path / "out"
+    make(target, before, "old")
+
+    def interrupted(self, to):
+        raise KeyboardInterrupt
+
+    for moment in ("while it is written", "before it gets its name"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt), interrupt.complete_or_nothing(target) as path:
+                make(path, kind, "new")
+                if moment == "while it is written":
+                    raise KeyboardInterrupt
+        assert text(target) == "old" and list(tmp_path.iterdir()) == [target]
+    with interrupt.complete_or_nothing(target) as path:
+        make(path, kind, "new")
+    assert text(target) == "new" and list(tmp_path.iterdir()) == [target]

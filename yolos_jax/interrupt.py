@@ -1,0 +1,64 @@
+"""What Ctrl-C leaves of a command: one line, and nothing half-written."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED = 130  # what shells call the exit of a program that SIGINT ended
+
+
+@contextlib.contextmanager
+def one_line(program: str) -> Iterator[None]:
+    """Ends the program with its name and that it was interrupted, not with a stack of calls."""
+    ignored, sys.unraisablehook = sys.unraisablehook, _insist
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        # Threads that read pictures or compile are not torn down under their work, which crashes.
+        os._exit(INTERRUPTED)
+    finally:
+        sys.unraisablehook = ignored
+
+
+def _insist(unraisable: Any) -> None:
+    """Instead of ``sys.unraisablehook``: where C code calls Python's, an interruption is lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+@contextlib.contextmanager
+def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
+    """Yields a path beside the destination to write to; renames it when all went well."""
+    target = Path(os.path.abspath(destination))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        yield temporary
+        try:
+            # Only a file takes the place of a file at once; a folder has to go first.
+            if target.exists() and (target.is_dir() or temporary.is_dir()):
+                target.rename(replaced)
+            temporary.replace(target)
+        except BaseException:  # also when interrupted in between
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            raise
+    finally:
+        for path in (temporary, replaced):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
