@@ -292,7 +292,7 @@ def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping
         )
     checkpoints = Checkpoints(directory, keep_last=1, keep_best=0)
     item = ocp.args.StandardSave(jax.tree.map(np.asarray, dict(params)))
-    checkpoints._start(0, {"params": item}, metadata)
+    checkpoints._start(0, {"params": item}, {"format": FORMAT, **metadata})
     checkpoints.close()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yolos_jax.checkpoint_read import FORMAT
 from yolos_jax.convert import read
 from yolos_jax.labels import UNUSED, LabelMap
 
@@ -71,7 +70,6 @@ class Converted:
     def metadata(self, source: str) -> dict[str, Any]:
         """What travels with the parameters."""
         return {
-            "format": FORMAT,
             "model": self.model,
             "num_classes": self.label_map.num_classes,
             "label_map": self.label_map.to_json(),
