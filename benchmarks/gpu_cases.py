@@ -23,7 +23,7 @@ PARTS = {
 # The most telling first. The same on both sides, so that no half of a comparison is cut alone.
 ORDER = (
     ("train", "s"), ("train", "b"), ("forward", "s"), ("forward", "b"), ("mix", "s"),
-    ("memory", "s"), ("memory", "b"), ("programs", "s"), ("programs", "b"),
+    ("memory", "s"), ("programs", "s"), ("memory", "b"), ("programs", "b"),
     ("idle", "s"), ("mix", "b"), ("forward_mix", "s"), ("forward_mix", "b"),
     ("train", "ti"), ("mix", "ti"), ("programs", "ti"),
 )  # fmt: skip

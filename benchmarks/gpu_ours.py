@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -137,10 +138,8 @@ def forward(
         made.append(pictures.as_sequences(found, side, bucket))
     with turns.shared(lock):
         params = jax.device_put(params)
-        programs = [
-            ours.make_forward(built, config, bucket).lower(params, batch).compile()
-            for batch in made
-        ]
+        program = ours.make_forward(built, config, bucket)
+        programs = _together(lambda batch: program.lower(params, batch).compile(), made)
     known = ours.surroundings(config, bucket)
     with turns.alone(lock):
         for on_host, program in zip(made, programs, strict=True):
@@ -169,14 +168,14 @@ def memory(
     """Peak bytes of a training step with some batches, ascending, since a peak does not go down."""
     config = config_of(model, tiny, remat=remat)
     train_step = ours.make_train_step(config)
-    params, needed = ours.draw_params(train_step.model), {}
+    params = ours.draw_params(train_step.model)
     parts = {images: ours.make_host_part(config, images, tuple(grid)) for images in sorted(batches)}
     with turns.shared(lock):
-        for images, (_, bucket) in parts.items():
-            programs = train_step.compile(StepShape(bucket, images, pictures.MOST_BOXES))
-            needed[images] = step_bytes(train_step, programs)
+        shapes = [StepShape(part[1], images, pictures.MOST_BOXES) for images, part in parts.items()]
+        programs = _together(train_step.compile, shapes)
+        needed = [step_bytes(train_step, each) for each in programs]
     with turns.alone(lock):
-        for images, (on_host, bucket) in parts.items():
+        for (images, (on_host, bucket)), program in zip(parts.items(), needed, strict=True):
             part = mesh_lib.put_batch(on_host, train_step.mesh)
             run = Steps(train_step, params)
             for _ in range(2):
@@ -187,7 +186,7 @@ def memory(
                 "remat": remat,
                 "images": images,
                 "peak_bytes": ours.peak_bytes(),
-                "program_bytes": needed[images],
+                "program_bytes": program,
                 **ours.surroundings(config, bucket),
             }
 
@@ -217,6 +216,12 @@ def idle(
         state = train_step.init_state(jax.random.key(0), params)
         found = matching.waiting(train_step, state, parts, bucket, steps)
     yield {"images": images, **found, **ours.surroundings(config, bucket)}
+
+
+def _together(compiled: Callable[[Any], Any], shapes: Sequence[Any]) -> list[Any]:
+    """Programs compiled side by side."""
+    with ThreadPoolExecutor(len(shapes)) as pool:
+        return list(pool.map(compiled, shapes))
 
 
 class Steps:
