@@ -1,11 +1,12 @@
 """Our side of ``benchmarks.gpu``: each function runs in a process of its own and yields rows.
 
-Pictures are arrays on the device; nothing is read. All compile first, among others, and then
-measure alone (``turns``).
+Pictures are arrays on the device; nothing is read. What only the host does comes first, then all
+compile, among others, and then each measures alone (``turns``).
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,96 +16,150 @@ import jax
 import numpy as np
 
 from benchmarks import flops, matching, mix, ours, pictures, timing, turns
-from benchmarks.two_programs import bytes_of, program_bytes
+from benchmarks.gpu_room import fitting, room, with_fewer
+from benchmarks.two_programs import program_bytes, row_of, step_bytes
 from yolos_jax import mesh as mesh_lib
-from yolos_jax.batch import Batch
 from yolos_jax.models.build import build_model
 from yolos_jax.step import StepShape, TrainStep
 
-TOGETHER = 8  # programs compiled at once
-SAMPLE = 10  # queries whose predictions both sides hand out
+SAMPLE = 10  # queries whose predictions are compared one by one
+BUCKETS = 4  # of the mix, at most: the recipes' would take too long to compile
+
+
+def ready(modules: Sequence[str], device: str) -> Iterator[dict[str, Any]]:
+    """Whether everything can be imported, the card is there and its attention works.
+
+    Raises:
+      RuntimeError: the device is another one.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    found = jax.devices()[0]
+    if found.platform != {"cuda": "gpu", "cpu": "cpu"}[device]:
+        raise RuntimeError(f"--device={device}: jax has {found.platform}")
+    config = config_of("s", tiny=False)
+    yield {"jax": jax.__version__, "device": found.device_kind, "limit": room()} | (
+        ours.surroundings(config, ours.bucket_of(config, 50, 83))
+    )
 
 
 def train(
     model: str,
     grid: Sequence[int],
     images: int,
-    mixed: bool,
     seconds: float,
+    steps: int,
     tiny: bool,
     lock: str,
 ) -> Iterator[dict[str, Any]]:
-    """Images per second of a training step: pictures of one size, or the recipe's mix.
+    """A training step of pictures of one size: images per second, bytes, the wait for the match.
 
     Args:
       model: a key of ``ours.RECIPES``.
-      grid: rows and columns of patches of the pictures of one size.
-      images: of a step; halved while they do not fit.
-      mixed: the recipe's mix of sizes instead, in batches of the plan.
+      grid: rows and columns of patches of the pictures.
+      images: of a step; fewer if they do not fit.
       seconds: that every program is run for.
+      steps: that the wait for the match is taken from, six times.
       tiny: two blocks, for a test.
       lock: of ``turns``.
     """
     config = config_of(model, tiny)
+    yield from with_fewer(
+        lambda images: _train(config, tuple(grid), images, seconds, steps, lock), images
+    )
+
+
+def _train(
+    config: Any, grid: tuple[int, int], images: int, seconds: float, steps: int, lock: str
+) -> Iterator[dict[str, Any]]:
+    train_step = ours.make_train_step(config)
+    params = ours.draw_params(train_step.model)
+    images = fitting(train_step, grid, images)
+    images, programs, compiling = _compiled(train_step, grid, images, lock)
+    on_host, bucket = ours.make_host_part(config, images, grid)
+    needed = step_bytes(train_step, programs)
+    known = {"images": images, **ours.surroundings(config, bucket)}
+    with turns.alone(lock):
+        part = mesh_lib.put_batch(on_host, train_step.mesh)
+        run = Steps(train_step, params)
+        metrics = run.take(part, bucket)
+        first = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        each = timing.seconds_each(
+            lambda: run.take(part, bucket)["loss"], at_least=seconds, most=1000
+        )
+        yield {
+            "what": "equal",
+            "images_per_s": images / each,
+            "mfu": mfu(flops.training_flops, config, np.prod(grid), images / each),
+            **first,
+            "peak_bytes": ours.peak_bytes(),
+            "program_bytes": needed,
+            "compile_s": compiling,
+            **known,
+        }
+        residuals = train_step.residual_bytes()[bucket]
+        forms = row_of("host", bucket, images, each, needed, residuals, first["loss"])
+        yield {"row": "programs", **forms, **known}
+        waiting = matching.waiting(train_step, run.state, [part], bucket, steps)
+        yield {"row": "idle", **waiting, **known}
+
+
+def _compiled(
+    train_step: TrainStep, grid: tuple[int, int], images: int, lock: str
+) -> tuple[int, dict[str, Any], float]:
+    """So many images or fewer, programs that fit on the card with them, seconds of compiling."""
     while True:
-        try:
-            if mixed:
-                yield _train_mix(config, images, seconds, tiny, lock)
-            else:
-                yield _train_equal(config, tuple(grid), images, seconds, lock)
-            return
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or images == 1:
-                raise
-            images //= 2
+        shape = StepShape(ours.bucket_of(train_step.config, *grid), images, pictures.MOST_BOXES)
+        with turns.shared(lock):
+            started = time.monotonic()
+            programs = train_step.compile(shape)
+            seconds = time.monotonic() - started
+        limit = room()
+        if images == 1 or limit is None or step_bytes(train_step, programs) <= limit:
+            return images, programs, seconds
+        images //= 2
 
 
 def forward(
-    model: str,
-    grid: Sequence[int],
-    batches: Sequence[int],
-    mixed: int,
-    seconds: float,
-    tiny: bool,
-    lock: str,
+    model: str, grid: Sequence[int], batches: Sequence[int], seconds: float, tiny: bool, lock: str
 ) -> Iterator[dict[str, Any]]:
-    """Images per second of the forward pass: batches of one size, then a mix in batches of one.
+    """Images per second of the forward pass on pictures of one size; arguments as in ``train``.
 
-    Args:
-      model, grid, seconds, tiny, lock: as in ``train``.
-      batches: numbers of pictures of one size.
-      mixed: pictures of a batch of the mix.
+    From few pictures to many, each batch put on the device in its turn: a peak of memory does not
+    go down again.
     """
     config = config_of(model, tiny)
     side = config.model.patch_size
+    built = build_model(config.model, ours.NUM_CLASSES)
+    bucket = ours.bucket_of(config, *grid)
+    params, made = ours.draw_params(built), []
+    for images in sorted(batches):
+        found, _ = pictures.sample(images, grid[0] * side, grid[1] * side, ours.NUM_CLASSES)
+        made.append(pictures.as_sequences(found, side, bucket))
     with turns.shared(lock):
-        built = build_model(config.model, ours.NUM_CLASSES)
-        params = jax.device_put(ours.draw_params(built))
-        bucket = ours.bucket_of(config, *grid)
-        plan = mix.evaluation_plan(shrunk(config, tiny), mixed, picture_count(tiny))
-        equal = []
-        for images in batches:
-            found, _ = pictures.sample(images, grid[0] * side, grid[1] * side, ours.NUM_CLASSES)
-            equal.append((bucket, pictures.as_sequences(found, side, bucket)))
-        numbers = np.unique(plan.bucket).tolist()
-        of_mix = [(plan.buckets[number], _noise(plan, number, side)) for number in numbers]
-        tasks = _forward_tasks(built, config, params, [*equal, *of_mix])
+        params = jax.device_put(params)
+        program = ours.make_forward(built, config, bucket)
+        programs = _together(lambda batch: program.lower(params, batch).compile(), made)
+    known = ours.surroundings(config, bucket)
     with turns.alone(lock):
-        for images, task in zip(batches, tasks, strict=False):
-            each = timing.seconds_each(task, at_least=seconds, most=1000)
+        for on_host, program in zip(made, programs, strict=True):
+            batch, images = jax.device_put(on_host), len(on_host.grid)
+            each = timing.seconds_each(
+                lambda program=program, batch=batch: program(params, batch).pred_boxes,
+                at_least=seconds,
+                most=1000,
+            )
+            boxes = np.asarray(program(params, batch).pred_boxes[0], np.float64)
             yield {
                 "what": f"batch {images}",
                 "images": images,
                 "images_per_s": images / each,
-                "mfu": _mfu(flops.forward_flops, config, np.prod(grid), images / each),
-                "boxes": np.asarray(task()[0, 0, :SAMPLE], np.float64).tolist(),
+                "mfu": mfu(flops.forward_flops, config, np.prod(grid), images / each),
+                **boxes_of(boxes),
                 "peak_bytes": ours.peak_bytes(),
+                "program_bytes": program_bytes(program),
+                **known,
             }
-        times = {
-            number: timing.seconds_each(task, at_least=seconds / 2, most=1000)
-            for number, task in zip(numbers, tasks[len(batches) :], strict=True)
-        }
-    yield _of_mix(plan, times, config, flops.forward_flops)
 
 
 def memory(
@@ -113,144 +168,94 @@ def memory(
     """Peak bytes of a training step with some batches, ascending, since a peak does not go down."""
     config = config_of(model, tiny, remat=remat)
     train_step = ours.make_train_step(config)
+    params = ours.draw_params(train_step.model)
+    parts = {images: ours.make_host_part(config, images, tuple(grid)) for images in sorted(batches)}
     with turns.shared(lock):
-        for images in sorted(batches):
-            part, bucket = ours.make_part(train_step, images, tuple(grid))
-            programs = train_step.compile(StepShape(bucket, images, pictures.MOST_BOXES))
-            state = train_step.init_state(jax.random.key(0), ours.draw_params(train_step.model))
-            needed = max(
-                program_bytes(programs["forward"].compiled) + bytes_of(state.opt_state),
-                program_bytes(programs["update"].compiled),
-            )
+        shapes = [StepShape(part[1], images, pictures.MOST_BOXES) for images, part in parts.items()]
+        programs = _together(train_step.compile, shapes)
+        needed = [step_bytes(train_step, each) for each in programs]
+    with turns.alone(lock):
+        for (images, (on_host, bucket)), program in zip(parts.items(), needed, strict=True):
+            part = mesh_lib.put_batch(on_host, train_step.mesh)
+            run = Steps(train_step, params)
             for _ in range(2):
-                state, metrics = train_step(state, [part], bucket, 1e-6)
+                metrics = run.take(part, bucket)
             jax.block_until_ready(metrics)
-            del state, part
-            peak = ours.peak_bytes()
-            yield {"remat": remat, "images": images, "peak_bytes": peak, "program_bytes": needed}
+            del run, part
+            yield {
+                "remat": remat,
+                "images": images,
+                "peak_bytes": ours.peak_bytes(),
+                "program_bytes": program,
+                **ours.surroundings(config, bucket),
+            }
 
 
 def idle(
-    model: str, grid: Sequence[int], images: int, steps: int, tiny: bool, lock: str
+    model: str,
+    grid: Sequence[int],
+    images: int,
+    microbatches: int,
+    steps: int,
+    tiny: bool,
+    lock: str,
 ) -> Iterator[dict[str, Any]]:
-    """How much of a step goes by waiting for the match, with one and with two microbatches."""
-    train_step = ours.make_train_step(config_of(model, tiny))
-    for microbatches in (1, 2):
-        with turns.shared(lock):
-            bucket = ours.bucket_of(train_step.config, *grid)
-            shape = StepShape(bucket, images, pictures.MOST_BOXES, microbatches)
-            train_step.compile(shape)
-        with turns.alone(lock):
-            found = matching.idle_share(train_step, images, tuple(grid), microbatches, steps)
-        yield {"images": images, **found}
+    """How much of a step goes by waiting for the match; arguments as in ``train``."""
+    config = config_of(model, tiny)
+    train_step = ours.make_train_step(config)
+    params = ours.draw_params(train_step.model)
+    made = [
+        ours.make_host_part(config, images // microbatches, tuple(grid), seed)
+        for seed in range(microbatches)
+    ]
+    bucket = made[0][1]
+    with turns.shared(lock):
+        train_step.compile(StepShape(bucket, images, pictures.MOST_BOXES, microbatches))
+    with turns.alone(lock):
+        parts = [mesh_lib.put_batch(on_host, train_step.mesh) for on_host, _ in made]
+        state = train_step.init_state(jax.random.key(0), params)
+        found = matching.waiting(train_step, state, parts, bucket, steps)
+    yield {"images": images, **found, **ours.surroundings(config, bucket)}
 
 
-def _forward_tasks(
-    built: Any, config: Any, params: Any, batches: Sequence[tuple[Any, Any]]
-) -> list[Callable[[], Any]]:
-    """Functions that give the boxes [A, B, Q, 4] of batches, compiled, each with its bucket."""
-
-    def make(bucket: Any, batch: Any) -> Callable[[], Any]:
-        batch = jax.device_put(batch)
-        program = ours.make_forward(built, config, bucket).lower(params, batch).compile()
-        return lambda: program(params, batch).pred_boxes
-
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        return list(pool.map(make, *zip(*batches, strict=True)))
+def _together(compiled: Callable[[Any], Any], shapes: Sequence[Any]) -> list[Any]:
+    """Programs compiled side by side."""
+    with ThreadPoolExecutor(len(shapes)) as pool:
+        return list(pool.map(compiled, shapes))
 
 
-class _Steps:
+class Steps:
     """Steps one after the other, with whatever batch."""
 
-    def __init__(self, train_step: TrainStep) -> None:
+    def __init__(self, train_step: TrainStep, params: Any) -> None:
+        """Puts a state on the device.
+
+        Args:
+          train_step: of the steps.
+          params: to start from, numpy.
+        """
         self.train_step = train_step
-        params = ours.draw_params(train_step.model)
         self.state = train_step.init_state(jax.random.key(0), params)
 
-    def take(self, part: Any, bucket: Any) -> Any:
-        """The loss, [] on the device."""
+    def take(self, part: Any, bucket: Any) -> dict[str, Any]:
+        """The step's metrics, [] on the device."""
         self.state, metrics = self.train_step(self.state, [part], bucket, 1e-6)
-        return metrics["loss"]
+        return metrics
 
 
-def _train_equal(
-    config: Any, grid: tuple[int, int], images: int, seconds: float, lock: str
-) -> dict[str, Any]:
-    with turns.shared(lock):
-        train_step = ours.make_train_step(config)
-        started = time.monotonic()
-        bucket = ours.bucket_of(config, *grid)
-        train_step.compile(StepShape(bucket, images, pictures.MOST_BOXES))
-        compiling = time.monotonic() - started
-        steps = _Steps(train_step)
-    with turns.alone(lock):
-        part, _ = ours.make_part(train_step, images, grid)
-        loss = float(steps.take(part, bucket))
-        each = timing.seconds_each(lambda: steps.take(part, bucket), at_least=seconds, most=1000)
+def boxes_of(boxes: np.ndarray) -> dict[str, Any]:
+    """What is compared of boxes [B, Q, 4]: some of the first picture, all of the distinct ones."""
     return {
-        "what": "equal",
-        "images": images,
-        "images_per_s": images / each,
-        "mfu": _mfu(flops.training_flops, config, np.prod(grid), images / each),
-        "loss": loss,
-        "peak_bytes": ours.peak_bytes(),
-        "compile_s": compiling,
+        "boxes": boxes[0, :SAMPLE].tolist(),
+        "all_boxes": np.round(boxes[: pictures.DISTINCT], 5).tolist(),
     }
-
-
-def _train_mix(config: Any, images: int, seconds: float, tiny: bool, lock: str) -> dict[str, Any]:
-    """Every bucket's step on its own, weighted by how often the plan takes it."""
-    with turns.shared(lock):
-        train_step = ours.make_train_step(config)
-        count = max(picture_count(tiny), 4 * images)
-        plan = mix.training_plan(shrunk(config, tiny), images, count)
-        numbers = np.unique(plan.bucket).tolist()
-        shapes = [StepShape(plan.buckets[n], images, pictures.MOST_BOXES) for n in numbers]
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            list(pool.map(train_step.compile, shapes))
-        steps = _Steps(train_step)
-    side, times = config.model.patch_size, {}
-    targets = pictures.targets(np.random.default_rng(0), images, ours.NUM_CLASSES)
-    with turns.alone(lock):
-        for number in numbers:
-            bucket = plan.buckets[number]
-            part = mesh_lib.put_batch((_noise(plan, number, side), targets), train_step.mesh)
-            times[number] = timing.seconds_each(
-                lambda part=part, bucket=bucket: steps.take(part, bucket),
-                at_least=seconds / 2,
-                most=1000,
-            )
-            del part
-    return _of_mix(plan, times, config, flops.training_flops)
-
-
-def _of_mix(plan: Any, times: dict[int, float], config: Any, count: Any) -> dict[str, Any]:
-    """Images per second of the plan, whose buckets take so long each."""
-    total = sum(times[number] for number in plan.bucket.tolist())
-    grids = plan.grid[plan.rows >= 0]
-    rate = len(grids) / total
-    mean = float(np.mean(count(config.model, ours.NUM_CLASSES, grids.prod(axis=1))))
-    return {
-        "what": "mix",
-        "images": plan.batch_size,
-        "images_per_s": rate,
-        "mfu": rate * mean / flops.H200_PEAK if _on_gpu() else None,
-        "padding": plan.waste(),
-        "programs": len(times),
-    }
-
-
-def _noise(plan: Any, number: int, side: int) -> Any:
-    """A batch of a bucket: the grids of one of its steps, pixels without meaning."""
-    step = int(np.flatnonzero(plan.bucket == number)[0])
-    bucket, grid = plan.buckets[number], plan.grid[step]
-    shape = (len(grid), bucket.patches, 3 * side**2)
-    patches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return Batch(patches, grid.astype(np.int32), np.ones(len(grid), bool))
 
 
 def config_of(model: str, tiny: bool, **changes: Any) -> Any:
-    return ours.recipe(model, tiny=tiny, dtype="bfloat16", **changes)
+    """The recipe in bfloat16, with few buckets."""
+    config = ours.recipe(model, tiny=tiny, dtype="bfloat16", **changes)
+    config.buckets.count = BUCKETS
+    return config
 
 
 def shrunk(config: Any, tiny: bool) -> Any:
@@ -264,13 +269,16 @@ def shrunk(config: Any, tiny: bool) -> Any:
 
 
 def picture_count(tiny: bool) -> int:
+    """How many pictures the mix is drawn from."""
     return 64 if tiny else mix.PICTURES
 
 
-def _mfu(count: Any, config: Any, patches: Any, rate: float) -> float | None:
+def mfu(count: Any, config: Any, patches: Any, rate: float) -> float | None:
+    """Share of the card's arithmetic that is used; None on anything but a card."""
     needed = count(config.model, ours.NUM_CLASSES, int(patches))
-    return rate * needed / flops.H200_PEAK if _on_gpu() else None
+    return rate * needed / flops.H200_PEAK if on_gpu() else None
 
 
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
+    """Whether this process' arrays are on a card."""
     return jax.devices()[0].platform == "gpu"

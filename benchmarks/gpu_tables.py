@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from benchmarks.gpu_checks import differences, of, pairs
 
-# bfloat16 on both sides, rounded in different places.
-LOSS_DIFFERENCE = 0.02  # relative
-BOX_DIFFERENCE = 0.05  # of the picture's side
 GIB = 2**30
 
 Row = dict[str, Any]
 SPEED = {
     "model": "", "what": "", "our_images": "d", "our_rate": ".1f", "their_images": "d",
-    "their_rate": ".1f", "ratio": ".2f", "our_mfu": ".1%", "their_mfu": ".1%", "their_form": "",
+    "their_rate": ".1f", "ratio": ".2f", "our_mfu": ".1%", "their_mfu": ".1%",
+    "our_programs": "d", "our_attention": "", "their_form": "",
 }  # fmt: skip
 MEMORY = {
     "model": "",
@@ -31,13 +29,12 @@ PROGRAMS = {
     "model": "", "form": "", "images": "d", "step_ms": ".1f", "program_GiB": ".2f",
     "peak_GiB": ".2f", "residual_GiB": ".2f",
 }  # fmt: skip
+
+# Extremes of the repetitions beside their medians.
 IDLE = {
-    "model": "",
-    "microbatches": "d",
-    "step_ms": ".2f",
-    "without_match_ms": ".2f",
-    "idle": ".1%",
-}
+    "model": "", "images": "d", "microbatches": "d", "step_ms": ".2f", "without_match_ms": ".2f",
+    "idle": ".1%", "least": ".1%", "most": ".1%",
+}  # fmt: skip
 
 
 def summary(results: Sequence[Row]) -> tuple[list[tuple[str, list[Row], dict]], list[str]]:
@@ -59,21 +56,6 @@ def summary(results: Sequence[Row]) -> tuple[list[tuple[str, list[Row], dict]], 
     return [table for table in tables if table[1]], differences(results)
 
 
-def of(results: Iterable[Row], row: str, side: str = "ours") -> list[Row]:
-    """The measurements of a row of the table and a side."""
-    return [each for each in results if each["row"] == row and each["side"] == side]
-
-
-def pairs(results: Sequence[Row], row: str) -> list[tuple[Row, Row]]:
-    """What both sides measured of one thing; an empty dictionary where one did not."""
-    sides = [
-        {(each["model"], each["what"]): each for each in of(results, row, side)}
-        for side in ("ours", "theirs")
-    ]
-    keys = sorted({**sides[0], **sides[1]})
-    return [(sides[0].get(key, {}), sides[1].get(key, {})) for key in keys]
-
-
 def speed(results: Sequence[Row], row: str) -> list[Row]:
     """Rates of both sides, and ours over theirs."""
     rows = []
@@ -83,8 +65,8 @@ def speed(results: Sequence[Row], row: str) -> list[Row]:
         ratio = rate / other if rate and other else None
         rows.append(
             {
-                "model": (ours or theirs)["model"],
-                "what": (ours or theirs)["what"],
+                "model": (theirs or ours)["model"],
+                "what": (theirs or ours)["what"],
                 "our_images": ours.get("images"),
                 "our_rate": rate,
                 "their_images": theirs.get("images"),
@@ -93,6 +75,8 @@ def speed(results: Sequence[Row], row: str) -> list[Row]:
                 "our_mfu": mfu,
                 # The same arithmetic per picture on both sides.
                 "their_mfu": mfu / ratio if mfu and ratio else None,
+                "our_programs": ours.get("programs"),  # buckets: fewer than the recipe's
+                "our_attention": ours.get("attention"),
                 "their_form": theirs.get("form"),
             }
         )
@@ -129,30 +113,6 @@ def programs(results: Sequence[Row]) -> list[Row]:
         }
         rows.append({**each, **gib})
     return sorted(rows, key=lambda row: row["model"])
-
-
-def differences(results: Sequence[Row]) -> list[str]:
-    """Where both sides, or two forms of ours, did not come to the same."""
-    found = []
-    for ours, theirs in pairs(results, "train"):
-        if "loss" in ours and "loss" in theirs and ours["images"] == theirs["images"]:
-            ratio = ours["loss"] / theirs["loss"]
-            if not abs(ratio - 1) <= LOSS_DIFFERENCE:
-                found.append(
-                    f"loss of {ours['model']}: ours {ours['loss']:.4f}, theirs {theirs['loss']:.4f}"
-                )
-    for ours, theirs in pairs(results, "forward"):
-        if "boxes" in ours and "boxes" in theirs:
-            most = float(np.abs(np.subtract(ours["boxes"], theirs["boxes"])).max())
-            if not most <= BOX_DIFFERENCE:
-                found.append(f"boxes of {ours['model']}, {ours['what']}: {most:.3f} apart")
-    losses: dict[str, list[float]] = {}
-    for each in of(results, "programs"):
-        losses.setdefault(each["model"], []).append(each["loss"])
-    for model, values in losses.items():
-        if not max(values) <= (1 + LOSS_DIFFERENCE) * min(values):
-            found.append(f"losses of {model} in one program and in two: {values}")
-    return found
 
 
 def device_name(device: str) -> str:

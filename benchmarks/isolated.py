@@ -2,17 +2,21 @@
 
 A peak of memory does not go down again, a library's threads are counted when it starts, and two
 frameworks on one card take each other's memory: so each of these is measured in its own process.
-What a process yields is on the disk at once, and survives if it dies or takes too long.
+What a process yields is on the disk at once, and survives if it dies or takes too long. A process
+and those that it has started are a group: they end together, and when this process is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,12 +55,14 @@ class Job:
             "rows": str(self._rows),
         }
         with open(self._errors, "wb") as errors:
+            self._ended = ""  # why it did not end by itself
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.isolated", json.dumps(order)],
                 cwd=ROOT,
                 env={**os.environ, **(environment or {})},
                 stdout=errors,
                 stderr=errors,
+                process_group=0,
             )
 
     def result(self, timeout: float | None = None) -> tuple[list[dict[str, Any]], str]:
@@ -72,17 +78,25 @@ class Job:
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            code, error = 0, f"ended after {timeout:.0f} s"
+            self.end(f"ended after {timeout:.0f} s")
+            code = self._process.wait()
         except BaseException:
-            self._process.kill()
+            self.end("interrupted")
             raise
-        if code:
+        _end_group(self._process.pid)  # a compiler's helpers may outlive it
+        if self._ended:
+            error = self._ended
+        elif code:
             error = self._errors.read_text(errors="replace")[-TAIL:].strip() or f"exit code {code}"
         text = self._rows.read_text() if self._rows.exists() else ""
         self._folder.cleanup()
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")], error
+
+    def end(self, reason: str) -> None:
+        """Ends it and what it has started, unless it has ended; ``result`` then says why."""
+        if self._process.poll() is None:
+            self._ended = reason
+            _end_group(self._process.pid)
 
 
 def rows_of(target: str, arguments: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:
@@ -104,6 +118,23 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _end_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """Ends this process' group when whoever started it is gone, by whatever signal."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _limit(cores: int) -> None:
     """Before any library starts its threads: jax counts the cores that it may use."""
     if cores and hasattr(os, "sched_setaffinity"):
@@ -115,6 +146,7 @@ def _limit(cores: int) -> None:
 
 def _main() -> None:
     order = json.loads(sys.argv[1])
+    _end_with_parent()
     _limit(order["cores"])
     module, _, function = order["target"].partition(":")
     started = time.monotonic()

@@ -9,7 +9,7 @@ match: the step's time beside that of the same step with an assignment that was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,10 @@ from yolos_jax.step import StepShape, TrainStep
 IMAGES = 64
 GRID = (4, 4)  # of the little pictures: the match sees none of them
 COLUMNS = {"what": "", "median_ms": ".2f", "low_ms": ".2f", "high_ms": ".2f"}
-IDLE_COLUMNS = {"microbatches": "d", "step_ms": ".2f", "without_match_ms": ".2f", "idle": ".1%"}
+IDLE_COLUMNS = {
+    "microbatches": "d", "step_ms": ".2f", "without_match_ms": ".2f", "idle": ".1%",
+    "least": ".1%", "most": ".1%",
+}  # fmt: skip
 
 
 def measure(images: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -75,11 +78,24 @@ def idle_share(
       steps: that are timed in one go, three times with the match and three times without.
 
     Returns:
-      ``step_ms``, ``without_match_ms`` and ``idle``, the share of the step.
+      As ``waiting``.
     """
     made = [ours.make_part(train_step, images // microbatches, grid) for _ in range(microbatches)]
-    parts, bucket = [part for part, _ in made], made[0][1]
     state = train_step.init_state(jax.random.key(0), ours.draw_params(train_step.model))
+    return waiting(train_step, state, [part for part, _ in made], made[0][1], steps)
+
+
+def waiting(
+    train_step: TrainStep, state: Any, parts: Sequence[Any], bucket: Any, steps: int
+) -> dict[str, Any]:
+    """How much of a step goes by waiting for the match; arguments of the step and ``idle_share``.
+
+    Uses the state up.
+
+    Returns:
+      ``step_ms``, ``without_match_ms`` and ``idle``, the share of the step, medians of the
+      repetitions; ``least`` and ``most``, the extremes of their shares.
+    """
     match, known = train_step.match, {}
 
     def remember(forward: Any, targets: Any) -> Any:
@@ -106,11 +122,14 @@ def idle_share(
     finally:
         train_step.match = match
     step, without = np.median(np.array(pairs), axis=0)
+    shares = [1 - ready_s / match_s for match_s, ready_s in pairs]
     return {
-        "microbatches": microbatches,
+        "microbatches": len(parts),
         "step_ms": 1000 * step,
         "without_match_ms": 1000 * without,
         "idle": 1 - without / step,
+        "least": min(shares),
+        "most": max(shares),
     }
 
 

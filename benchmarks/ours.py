@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from benchmarks import pictures
 from yolos_jax import mesh as mesh_lib
 from yolos_jax import optimizer as optimizer_lib
 from yolos_jax.batch import Batch, Bucket, Targets, normalise
+from yolos_jax.models import attention
 from yolos_jax.models.build import Model, build_model
 from yolos_jax.passes import Microbatch
 from yolos_jax.programs import jit
@@ -86,15 +88,22 @@ def make_train_step(config: ConfigDict) -> TrainStep:
     return TrainStep(model, optimizer, mesh, config)
 
 
+def make_host_part(
+    config: ConfigDict, images: int, grid: tuple[int, int], seed: int = 0
+) -> tuple[tuple[Batch, Targets], Bucket]:
+    """A microbatch of pictures of one size, in patches, numpy; and its bucket."""
+    side = config.model.patch_size
+    bucket = bucket_of(config, *grid)
+    found, targets = pictures.sample(images, grid[0] * side, grid[1] * side, NUM_CLASSES, seed)
+    return (pictures.as_sequences(found, side, bucket), targets), bucket
+
+
 def make_part(
     train_step: TrainStep, images: int, grid: tuple[int, int], seed: int = 0
 ) -> tuple[tuple[Batch, Targets], Bucket]:
-    """A microbatch of pictures of one size, in patches, on the device; and its bucket."""
-    side = train_step.model.config.patch_size
-    bucket = bucket_of(train_step.config, *grid)
-    found, targets = pictures.sample(images, grid[0] * side, grid[1] * side, NUM_CLASSES, seed)
-    batch = pictures.as_sequences(found, side, bucket)
-    return mesh_lib.put_batch((batch, targets), train_step.mesh), bucket
+    """``make_host_part`` on the device."""
+    part, bucket = make_host_part(train_step.config, images, grid, seed)
+    return mesh_lib.put_batch(part, train_step.mesh), bucket
 
 
 def microbatch(part: tuple[Batch, Targets]) -> Microbatch:
@@ -111,6 +120,42 @@ def make_forward(model: Model, config: ConfigDict, bucket: Bucket) -> Any:
         return model.apply(params, batch, bounds=(bucket.rows, bucket.cols))
 
     return jit(forward)
+
+
+def surroundings(config: ConfigDict, bucket: Bucket) -> dict[str, Any]:
+    """What a figure of ours depends on beside the model: it belongs into every row.
+
+    Returns:
+      ``attention``, the backend that programs of a bucket take; its ``tokens``, ``dtype`` and
+      ``platform``; ``cudnn``, its version where jax knows; ``xla_flags``.
+    """
+    model, platform = config.model, jax.devices()[0].platform
+    tokens = 1 + model.num_queries + bucket.patches
+    backend = attention.resolve(
+        model.attention, platform=platform, dtype=model.dtype, tokens=tokens
+    )
+    return {
+        "attention": backend,
+        "tokens": tokens,
+        "dtype": model.dtype,
+        "platform": platform,
+        "cudnn": _cudnn_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _cudnn_version() -> int | None:
+    try:
+        from jax._src.lib import cuda_versions  # jax has no public name for it
+
+        return cuda_versions.cudnn_get_version()
+    except Exception:  # none here, or the name has moved: no reason not to measure
+        return None
+
+
+def memory_limit() -> int | None:
+    """What this process may hold on the first device; None where it does not say."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def peak_bytes() -> int | None:

@@ -87,7 +87,10 @@ def write(path: str, benchmark: str, rows: Sequence[Mapping[str, Any]], **more: 
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        # First beside it: whoever is ended meanwhile leaves what was there before.
+        beside = file.with_name(f"{file.name}.new")
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.replace(file)
     except OSError as error:
         raise OSError(f"--out={path}: cannot be written: {error}") from error
 

@@ -107,7 +107,7 @@ class Step:
           The loss, and the norm of the gradients before clipping: [] on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.precision():
             logits, boxes = self.forward(pixels)
         loss, _, _ = self.model.loss_function(
             logits.float(), labels, self.device, boxes.float(), self.model.config, None, None
@@ -116,6 +116,10 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return loss.detach(), norm
+
+    def precision(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
 
 def on_device(labels: Sequence[Mapping[str, np.ndarray]], device: Any) -> list[dict]:

@@ -76,7 +76,9 @@ def speedup(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     }
 
 
-def seconds_each(task: Callable[[], object], *, at_least: float, most: int = 50) -> float:
+def seconds_each(
+    task: Callable[[], object], *, at_least: float, most: int = 50, least: int = 3
+) -> float:
     """Mean seconds of a task that is run again and again, after one run that does not count.
 
     For devices that nobody shares. A task may return before the device is done; then it returns
@@ -86,11 +88,12 @@ def seconds_each(task: Callable[[], object], *, at_least: float, most: int = 50)
       task: returns what tells when it is done, or anything else when it has waited itself.
       at_least: seconds to go on for.
       most: runs at most.
+      least: runs at least.
     """
     _wait(task())
     started, count = time.perf_counter(), 0
     unfinished: collections.deque[object] = collections.deque()
-    while count < most and (count < 3 or time.perf_counter() - started < at_least):
+    while count < most and (count < least or time.perf_counter() - started < at_least):
         unfinished.append(task())
         count += 1
         if len(unfinished) > AHEAD:  # or hours of work would be queued in a second

@@ -1,7 +1,12 @@
-"""Processes on one card: many may compile at once, but who measures time is alone.
+"""Processes on one card: many may compile at once, but whoever keeps the card busy is alone.
 
-A lock on a file: taken by many for what needs the processor, by one for what is timed. An empty
-path stands for no lock, where there is nobody else.
+    shared   compiling, and putting arrays on the card. Compilers try their kernels and time them
+    alone    any run of steps or of forward passes, the first one too: it would disturb the others'
+             trials as well as what they measure
+
+A lock on a file, taken by many or by one, behind a second one, the gate: whoever wants the first
+holds the gate while waiting. Without it those that share the lock would go on taking it while one
+waits to be alone, who might never be. An empty path stands for no lock, where there is nobody else.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def shared(path: str) -> Iterator[None]:
-    """While others compile too; nobody measures meanwhile."""
+    """While others compile too; nobody runs meanwhile."""
     with _held(path, fcntl.LOCK_SH):
         yield
 
@@ -31,5 +36,14 @@ def _held(path: str, kind: int) -> Iterator[None]:
         yield
         return
     with open(path, "a") as file:
-        fcntl.flock(file, kind)
-        yield
+        with open(f"{path}.gate", "a") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, kind)
+            finally:
+                fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            # Closing is not enough: a compiler's helper that was forked meanwhile has the file too.
+            fcntl.flock(file, fcntl.LOCK_UN)

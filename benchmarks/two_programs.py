@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import checks, isolated, ours, pictures, report, timing, turns
+from yolos_jax import mesh as mesh_lib
 from yolos_jax.passes import Passes
 from yolos_jax.step import StepShape, TrainStep
 
@@ -49,22 +50,19 @@ def measure(
     config = ours.recipe(model, tiny=tiny, dtype=dtype)
     config.buckets.multiple = multiple
     config.matcher.where = "host" if form == "host" else "device"
+    train_step = ours.make_train_step(config)
+    on_host, bucket = ours.make_host_part(config, images, (rows, cols))
+    params = ours.draw_params(train_step.model)
     with turns.shared(lock):
-        train_step = ours.make_train_step(config)
-        part, bucket = ours.make_part(train_step, images, (rows, cols))
-        state = train_step.init_state(jax.random.key(0), ours.draw_params(train_step.model))
+        part = mesh_lib.put_batch(on_host, train_step.mesh)
+        state = train_step.init_state(jax.random.key(0), params)
         residuals = None
         if form == "one":
             take_step, needed = one_program(train_step, state, part, bucket)
         else:
             programs = train_step.compile(StepShape(bucket, images, pictures.MOST_BOXES))
             residuals = train_step.residual_bytes()[bucket]
-            # The optimiser's state is no argument of the first program, and on the device all the
-            # same.
-            needed = max(
-                program_bytes(programs["forward"].compiled) + bytes_of(state.opt_state),
-                program_bytes(programs["update"].compiled),
-            )
+            needed = step_bytes(train_step, programs)
 
             def take_step(state: Any) -> tuple[Any, dict]:
                 return train_step(state, [part], bucket, 1e-6)
@@ -78,18 +76,34 @@ def measure(
     with turns.alone(lock):
         first_loss = float(step())
         each = timing.seconds_each(step, at_least=seconds)
-    peak = ours.peak_bytes()
     yield {
         "model": model,
+        **row_of(form, bucket, images, each, needed, residuals, first_loss),
+        **ours.surroundings(config, bucket),
+    }
+
+
+def row_of(
+    form: str,
+    bucket: Any,
+    images: int,
+    seconds: float,
+    needed: int,
+    residuals: int | None,
+    loss: float,
+) -> dict[str, Any]:
+    """What is said of a form: its seconds, the bytes of its programs and between them."""
+    peak = ours.peak_bytes()
+    return {
         "patches": bucket.patches,
         "images": images,
         "form": form,
-        "step_ms": 1000 * each,
-        "images_per_s": images / each,
+        "step_ms": 1000 * seconds,
+        "images_per_s": images / seconds,
         "program_MiB": needed / MIB,
         "peak_MiB": None if peak is None else peak / MIB,
         "residual_MiB": None if residuals is None else residuals / MIB,
-        "loss": first_loss,
+        "loss": loss,
         "device": jax.devices()[0].device_kind,
     }
 
@@ -128,9 +142,18 @@ def program_bytes(compiled: Any) -> int:
     )
 
 
+def step_bytes(train_step: TrainStep, programs: dict[str, Any]) -> int:
+    """What a step of two programs needs on the device."""
+    # The optimiser's state is no argument of the first program, and on the device all the same.
+    return max(
+        program_bytes(programs["forward"].compiled) + bytes_of(train_step.abstract_state.opt_state),
+        program_bytes(programs["update"].compiled),
+    )
+
+
 def bytes_of(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    """Bytes of all arrays of a tree, real or abstract."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def main() -> None:

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import checks, flops, gpu, gpu_tables, isolated, mix, pictures, report, timing
+from benchmarks import checks, flops, isolated, mix, pictures, report, timing
 from configs import yolos_s, yolos_ti
 from yolos_jax.batch import Bucket
 
 ROOT = Path(__file__).resolve().parent.parent
 # What benchmarks.gpu may need, besides the standard library.
-ON_A_CARD = {"jax", "flax", "optax", "numpy", "scipy", "torch", "transformers", "ml_collections"}
+ON_A_CARD = {
+    "jax", "flax", "optax", "orbax", "etils", "numpy", "scipy", "torch", "transformers",
+    "ml_collections",
+}  # fmt: skip
 
 
 def test_flops_by_hand():
@@ -132,72 +135,10 @@ def test_the_mix_is_the_plan_of_coco_like_sizes(config):
     assert canvas > 1.3 * np.mean([batch.prod(axis=1).mean() for batch in batches])
 
 
-def results_of_a_card():
-    def row(kind, side, **values):
-        return {"row": kind, "side": side, "model": "s", **values}
-
-    speed = {"what": "equal", "images": 8, "loss": 5.0}
-    return [
-        row("train", "ours", **speed, images_per_s=30.0, mfu=0.3, peak_bytes=None),
-        row("train", "theirs", **speed, images_per_s=20.0, form="compiled", peak_bytes=None),
-        row("train", "ours", what="mix", images=8, images_per_s=44.0, mfu=0.25),
-        *(
-            row(
-                "memory", side, remat=remat, images=images, peak_bytes=base + slope * images * 2**30
-            )
-            for side, remat, base, slope in (
-                ("ours", "default", 500, 1),
-                ("ours", "none", 500, 2),
-                ("theirs", "none", 900, 4),
-            )
-            for images in (4, 8)
-        ),
-    ]
-
-
-def test_tables_of_a_card():
-    tables, failures = gpu_tables.summary(results_of_a_card())
-    found = {title: rows for title, rows, _ in tables}
-    equal, mixed = found["Training step, images per second"]
-    assert equal["ratio"] == 1.5 and equal["their_mfu"] == pytest.approx(0.2)
-    assert mixed["our_rate"] == 44 and mixed["ratio"] is None
-    memory = {(row["ours"], row["theirs"]): row for row in found["Memory of one more image in a "
-                                                                "training step"]}  # fmt: skip
-    assert memory["none", "none"]["ratio"] == 0.5 and memory["default", "none"]["ratio"] == 0.25
-    assert memory["full", "full"]["ratio"] is None
-    assert not failures
-    for title, rows, columns in tables:
-        assert len(report.table(rows, columns).splitlines()) == 1 + len(rows), title
-
-
-def test_a_card_that_computes_something_else_is_found_out():
-    results = results_of_a_card()
-    results[1]["loss"] = 5.2
-    assert gpu_tables.differences(results) == ["loss of s: ours 5.0000, theirs 5.2000"]
-
-
 def test_a_process_keeps_what_it_yielded_before_it_died():
     job = isolated.Job("tests.test_benchmarks:two_rows_and_an_error", {"first": 1})
     rows, error = job.result(timeout=100)
     assert [row["value"] for row in rows] == [1, 2] and "no third row" in error
-
-
-def test_cases_of_a_card_are_calls_that_exist(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["gpu", "--images", "s=128", "--models", "s,ti"])
-    found = gpu.cases(gpu.read_options(), lock="path")
-    for case in found:
-        module, _, function = case.target.partition(":")
-        body = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body
-        (node,) = [each for each in body if getattr(each, "name", "") == function]
-        assert {argument.arg for argument in node.args.args} == set(case.arguments), case.name
-    assert {case.row for case in found} == {"train", "forward", "memory", "programs", "idle"}
-    images = {
-        case.model: case.arguments["images"] for case in reversed(found) if case.row == "train"
-    }
-    assert images == {"s": 128, "ti": 256}  # of one size: they come first
-    monkeypatch.setattr(sys, "argv", ["gpu", "--images", "l=1"])
-    with pytest.raises(SystemExit):
-        gpu.read_options()
 
 
 def two_rows_and_an_error(first: int):
@@ -229,7 +170,7 @@ def imports_of(module: str, seen: set[str]) -> set[str]:
 
 def test_the_card_needs_few_libraries():
     seen: set[str] = set()
-    modules = ("gpu", "gpu_ours", "gpu_theirs", "two_programs", "isolated")
+    modules = ("gpu", "gpu_ours", "gpu_mix_ours", "gpu_theirs", "gpu_mix_theirs", "two_programs")
     needed = set().union(*(imports_of(f"benchmarks.{module}", seen) for module in modules))
     assert needed - set(sys.stdlib_module_names) <= ON_A_CARD
     assert "yolos_jax.data.plan" in seen and "torch" in needed  # the walk does find what there is
