@@ -19,7 +19,7 @@ from yolos_jax.batch import Bucket
 ROOT = Path(__file__).resolve().parent.parent
 # What benchmarks.gpu may need, besides the standard library.
 ON_A_CARD = {
-    "jax", "flax", "optax", "orbax", "etils", "numpy", "scipy", "torch", "transformers",
+    "jax", "flax", "optax", "numpy", "scipy", "torch", "transformers",
     "ml_collections",
 }  # fmt: skip
 
