@@ -7,9 +7,9 @@
 Forward pass and training step at one size and over a COCO-like mix, memory, one program against
 two, and how long the card waits for the match. Each measurement is a process of its own; some
 compile side by side, one at a time runs (``turns``). Both sides get the same weights, pictures and
-objects, and must come to the same losses, gradients and boxes. Needs jax, flax, optax, numpy, scipy,
-torch, transformers and ml_collections, and no dataset. The most telling comes first; the results
-are written after every measurement, and what there was no time for is named.
+objects, and must come to the same losses, gradients and boxes. Needs jax, flax, optax, numpy,
+scipy, torch, transformers and ml_collections, and no dataset. The most telling comes first; the
+results are written after every measurement, and what there was no time for is named.
 """
 
 from __future__ import annotations
