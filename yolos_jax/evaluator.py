@@ -79,11 +79,13 @@ def evaluate_checkpoint(
       The evaluation, and what ``summarise`` says of it with the checkpoint's step.
 
     Raises:
-      ValueError: the data or the configuration make no sense, the dataset's categories are not
-        the checkpoint's, or more than data.max_bad_fraction of the pictures cannot be read.
+      ValueError: the data or the configuration make no sense, processes have read other
+        parameters, the dataset's categories are not the checkpoint's, or more than
+        data.max_bad_fraction of the pictures cannot be read.
     """
     if jax.process_index():
         say = _say_nothing
+    agreement.check_checkpoint("the checkpoint", params, metadata)
     trained = LabelMap.from_json(metadata["label_map"])
     mesh = mesh_lib.make_mesh(config.mesh.fsdp)
     index, truth, category_ids = load_split(split, config, trained, say)

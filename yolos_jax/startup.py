@@ -162,6 +162,8 @@ def prepare(
         begun = checkpoints.metadata()
     initial = load_params(config.init) if config.init and begun is None else None
     source = str(folder) if begun is not None else config.init
+    if initial is not None:
+        agreement.check_checkpoint(config.init, *initial)
     in_vain = unused.notes(config, defaults)
     config = settings.complete(config, begun or (initial and initial[1]), source)
     checks.check_values(config)
