@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -125,6 +126,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     assert "process 0 cannot write to the work directory" in token.problem
     assert str(tmp_path / "file") in token.problem
     token.remove()
+
+
+def test_unequal_numbers_of_devices_are_named(monkeypatch):
+    def devices(*owners):
+        monkeypatch.setattr("jax.process_count", lambda: 3)
+        monkeypatch.setattr(
+            "jax.devices", lambda: [SimpleNamespace(process_index=i) for i in owners]
+        )
+
+    devices(0, 1, 2, 2, 1, 0)
+    agreement.check_devices()
+    devices(0, 0, 1, 2, 2)
+    with pytest.raises(ValueError, match="same:\n  devices: 2 on processes 0, 2, 1 on process 1\n"):
+        agreement.check_devices()
 
 
 def test_one_process_agrees_with_itself():

@@ -137,6 +137,20 @@ def judge_folder(folder: Path, unseen: Iterable[str]) -> str | None:
     )
 
 
+def check_devices() -> None:
+    """Refuses processes with unequal numbers of devices: each reads an equal part of a batch.
+
+    Call it before anything that the processes do together. They know each other's devices.
+
+    Raises:
+      ValueError: naming which process has how many.
+    """
+    owners = [device.process_index for device in jax.devices()]
+    problem = differences([{"devices": owners.count(i)} for i in range(jax.process_count())])
+    if problem:
+        raise ValueError(f"{problem}\n(each must have as many, for its equal part of a batch)")
+
+
 def check_data(described: Mapping[str, str]) -> None:
     """Compares the data that every process has read, and raises the same error on all.
 

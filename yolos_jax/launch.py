@@ -84,6 +84,7 @@ def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | N
         # loop and around it (jaxlib 0.10): of two devices one may be in the loop and one before it,
         # and gloo gives each what the other has sent next.
         jax.config.update("jax_enable_compilation_cache", False)
+    agreement.check_devices()
 
 
 def _share_folder(meeting: Meeting, folder: Path) -> None:
