@@ -46,6 +46,7 @@ ORDER = [
     ["agreement", "meeting"],
     ["waiting"],
     ["mesh", "launch", "pullback", "programs"],
+    ["claim"],
     ["train_state"],
     ["passes"],
     ["step", "predict_step"],
