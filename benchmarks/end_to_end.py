@@ -24,6 +24,7 @@ from benchmarks import ours, report, timing
 from yolos_jax import mesh as mesh_lib
 from yolos_jax import startup, trainer
 from yolos_jax.batch import Targets
+from yolos_jax.claim import Claim
 from yolos_jax.data import shapes
 from yolos_jax.step import StepShape
 
@@ -64,7 +65,8 @@ def measure(config: Any, workdir: str, seconds: float) -> dict[str, Any]:
     """
     summary = trainer.train(config, workdir)
     first, last, run_seconds = _timed_steps(Path(summary["metrics"]), config.batch_size)
-    run, _ = startup.prepare(config, workdir, (), {})
+    with Claim() as claim:
+        run, _ = startup.prepare(config, workdir, (), {}, claim)
     plans = [run.train_plan(epoch) for epoch in range(config.epochs)]
     numbers = np.concatenate([plan.bucket for plan in plans])[first:last].tolist()
     each = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -48,6 +49,24 @@ def test_other_keys_values_and_code_are_named_with_both_sides(facts):
 def test_many_differences_and_processes_stay_readable():
     text = agreement.differences([{f"key{i}": 0 for i in range(50)}] + [{}] * 100)
     assert "and 30 more" in text and "and 80 more" in text and len(text) < 12000
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("jax_threefry_partitionable", False),
+        ("jax_enable_x64", True),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ],
+)
+def test_settings_of_jax_that_change_numbers_are_facts(facts, name, other):
+    before = getattr(jax.config, name)
+    jax.config.update(name, other)
+    try:
+        text = agreement.differences([facts, agreement.facts(common.get_config())])
+    finally:
+        jax.config.update(name, before)
+    assert text.splitlines()[1:] == [f"  {name}: {before!r} on process 0, {other!r} on process 1"]
 
 
 def test_changed_code_changes_the_facts(facts, tmp_path, monkeypatch):
@@ -109,11 +128,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     token.remove()
 
 
+def test_unequal_numbers_of_devices_are_named(monkeypatch):
+    def devices(*owners):
+        monkeypatch.setattr("jax.process_count", lambda: 3)
+        monkeypatch.setattr(
+            "jax.devices", lambda: [SimpleNamespace(process_index=i) for i in owners]
+        )
+
+    devices(0, 1, 2, 2, 1, 0)
+    agreement.check_devices()
+    devices(0, 0, 1, 2, 2)
+    with pytest.raises(ValueError, match="same:\n  devices: 2 on processes 0, 2, 1 on process 1\n"):
+        agreement.check_devices()
+
+
 def test_one_process_agrees_with_itself():
     agreement.check_data({"classes": "a"})
 
 
-def test_other_data_are_named(monkeypatch):
+@pytest.fixture
+def after_the_first(monkeypatch):
+    """What is compared is compared with the first that was, as if another process had said that."""
     monkeypatch.setattr("jax.process_count", lambda: 2)
     sent = []
 
@@ -122,6 +157,46 @@ def test_other_data_are_named(monkeypatch):
         return np.stack(sent[:1] + [mine])
 
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+
+
+def test_other_data_are_named(after_the_first):
     agreement.check_data({"classes": "a", "pictures": "x"})
     with pytest.raises(ValueError, match=r"(?s)not about to run the same:\n  pictures: '\w+' on"):
         agreement.check_data({"classes": "a", "pictures": "y"})
+
+
+CHECKPOINT = {"model": {"depth": 2}, "preprocess": {}, "label_map": ["dog"]}
+
+
+def parameters(changed=0.0):
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    kernel[1, 2] += changed
+    half = np.ones(3, jax.numpy.bfloat16)
+    return {"head": {"kernel": kernel, "bias": half}, "scale": np.float32(2)}
+
+
+def test_parameters_have_a_fingerprint():
+    found = agreement.fingerprint(parameters())
+    assert found == agreement.fingerprint(parameters())
+    others = [
+        parameters(1e-6),
+        {"head": parameters()["head"]},
+        parameters() | {"scale": np.float32([2])},
+        parameters() | {"scale": np.int32(0x40000000)},  # the same bytes
+        jax.tree.map(np.transpose, parameters()),
+    ]
+    assert len({found, *map(agreement.fingerprint, others)}) == 6
+
+
+def test_processes_that_read_other_parameters_are_told(after_the_first):
+    agreement.check_checkpoint("start", parameters(), CHECKPOINT)
+    agreement.check_checkpoint("start", parameters(), CHECKPOINT | {"source": "elsewhere"})
+    with pytest.raises(ValueError, match=r"the same:\n  parameters in start: '\w+' on process 0"):
+        agreement.check_checkpoint("start", parameters(1e-6), CHECKPOINT)
+    with pytest.raises(ValueError, match=r"the same:\n  model and classes in start: '\w+' on"):
+        agreement.check_checkpoint("start", parameters(), CHECKPOINT | {"label_map": ["cat"]})
+
+
+def test_one_process_hashes_no_parameters(monkeypatch):
+    monkeypatch.setattr(agreement, "fingerprint", pytest.fail)
+    agreement.check_checkpoint("start", parameters(), CHECKPOINT)

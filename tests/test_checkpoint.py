@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from yolos_jax import checkpoint
+from yolos_jax import checkpoint, checkpoint_files, mesh
 
 METADATA = {
     "format": 1,
@@ -41,10 +41,10 @@ def make_state(step: int = 3, width: int = 4, ema: bool = False) -> State:
 
 
 def everywhere(state: State, *axes: str) -> State:
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def sharding(leaf):
-        return NamedSharding(mesh, PartitionSpec(*axes) if leaf.ndim == 2 else PartitionSpec())
+        return NamedSharding(devices, PartitionSpec(*axes) if leaf.ndim == 2 else PartitionSpec())
 
     return jax.tree.map(sharding, state)
 
@@ -85,6 +85,29 @@ def test_round_trip_onto_another_mesh(tmp_path, ema):
     )
     assert metadata == METADATA | {"step": 3, "ap": 0.25}
     assert checkpoints.last_step == 3
+    checkpoints.close()
+
+
+def test_what_a_step_says_of_itself_is_the_word_of_process_0(tmp_path, monkeypatch):
+    state = make_state()
+    save_all(tmp_path, [(2, 0.5), (3, 0.25)]).close()
+
+    def of_another_host(folder):
+        raise ValueError("not there yet")
+
+    read = checkpoint_files.read_metadata
+
+    def from_first(ask):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_files, "read_metadata", read)
+            return ask()
+
+    monkeypatch.setattr(checkpoint_files, "read_metadata", of_another_host)
+    monkeypatch.setattr(mesh, "from_first", from_first)
+    checkpoints = checkpoint.Checkpoints(tmp_path, 1, 1)
+    assert checkpoints._ap == {2: (0.5, ""), 3: (0.25, "")}
+    assert checkpoints.metadata()["ap"] == 0.25
+    assert checkpoints.restore(state, everywhere(state))[1]["ap"] == 0.25
     checkpoints.close()
 
 
@@ -228,7 +251,7 @@ def test_a_failing_disk_is_an_os_error_and_the_previous_step_is_intact(tmp_path,
 
 
 def test_orbax_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
-    """Its numbers, the steps', are not those of the loop's questions: see ``_Manager``."""
+    """Its numbers, the steps', are not those of the loop's questions."""
 
     def asked(number):
         raise AssertionError(f"asked with {number}")

@@ -124,6 +124,22 @@ def test_batches_that_do_not_divide_are_refused(seven):
     assert evaluation.round_up_batch(4, mesh_of(1), group=3) == 6
 
 
+def test_after_each_batch_it_is_told_what_all_hosts_could_not_read(seven):
+    gone = tuple(int(seven.image_ids[i]) for i in (2, 5, 6))
+    told = []
+    judge = lambda unreadable, messages: told.append((unreadable, sorted(messages)))  # noqa: E731
+    evaluate(seven, mesh_of(1), 2, unreadable=gone, judge=judge)
+    assert len(told) == 4 and told == sorted(told)
+    assert told[-1] == (3, sorted(f"picture of image {i}: gone" for i in gone))
+
+    def stop(unreadable, messages):
+        if unreadable > 1:
+            raise ValueError(f"{unreadable} of all")
+
+    with pytest.raises(ValueError, match="of all"):
+        evaluate(seven, mesh_of(1), 2, unreadable=gone, judge=stop)
+
+
 def test_unreadable_pictures_count_as_without_detections(seven):
     gone = (int(seven.image_ids[2]), int(seven.image_ids[5]))
     found = evaluate(seven, mesh_of(3), 6, unreadable=gone)
@@ -203,7 +219,12 @@ from tests import test_evaluation as test
 index = test.load_coco(root, "annotations/instances_val2017.json", "val2017")
 device_mesh = test.mesh.make_mesh()
 assert device_mesh.size == 4
-found = test.evaluate(index, device_mesh, 4, unreadable=(int(index.image_ids[2]),))
+told = []
+found = test.evaluate(
+    index, device_mesh, 4, unreadable=(int(index.image_ids[2]),),
+    judge=lambda unreadable, messages: told.append(unreadable),
+)
+assert told[-1] == 1  # though one of the two has read all of its own
 with open(out, "w") as file:
     json.dump([found.metrics, found.results, found.unreadable, found.messages], file)
 """

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.processes import free_address
-from yolos_jax import waiting
+from yolos_jax import launch, waiting
 from yolos_jax.cluster import Place
 from yolos_jax.preemption import Stopped
 
@@ -194,6 +194,19 @@ def test_who_fails_or_dies_ends_the_others(end, why):
     for reasons in ended.values():
         ((reason, killed),) = reasons
         assert re.fullmatch(why, reason) and killed == ("gone" in why)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel cannot be asked")
+def test_a_host_that_is_cut_off_is_missed_by_the_kernel_before_jax_does():
+    for meeting in meet(places(2)):
+        (line,) = meeting._lines.values()
+        assert line.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        idle, interval, count, under_way_ms = (
+            line.socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+        )
+        slowest = max(idle + interval * count, idle + interval + under_way_ms / 1000)
+        assert slowest < launch.HEARTBEAT_SECONDS / 2
 
 
 @pytest.mark.parametrize("asked", [0, 1])

@@ -150,6 +150,21 @@ def test_host_rows_are_those_of_the_process_devices(fsdp, monkeypatch):
     np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16, 2), [4, 5, 6, 7, 12, 13, 14, 15])
 
 
+def test_what_the_first_process_reads_is_taken_by_all(monkeypatch):
+    assert mesh_lib.from_first(lambda: {"evaluated": 3}) == {"evaluated": 3}
+    said = []  # of both processes, one after the other
+
+    def gather(texts):
+        said.extend(texts)
+        return said
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(mesh_lib, "gather_texts", gather)
+    for number, read in enumerate((lambda: {"evaluated": 3, "AP": [None, 0.5]}, pytest.fail)):
+        monkeypatch.setattr("jax.process_index", lambda number=number: number)
+        assert mesh_lib.from_first(read) == {"evaluated": 3, "AP": [None, 0.5]}
+
+
 def test_to_global_arrays_and_back():
     mesh = mesh_lib.make_mesh(2)
     host = HostBatch(

@@ -11,7 +11,7 @@ import pytest
 from configs import finetune
 from configs import shapes as shapes_config
 from configs.common import CHANGEABLE_ON_RESUME, get_config
-from yolos_jax import checkpoint, launch, trainer
+from yolos_jax import checkpoint, claim, launch, trainer
 from yolos_jax.data import shapes
 
 
@@ -154,6 +154,17 @@ def test_a_batch_larger_than_the_set_is_refused(pictures, tmp_path):
     with pytest.raises(ValueError, match="multiple of 8"):
         train(tiny(pictures, batch_size=12), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_work_directory_in_use_is_left_alone(finished, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "LOST_HOST_SECONDS", 0)
+    for folder in (finished[0], tmp_path / "new"):
+        with claim.Claim() as other:
+            other.take(folder)
+            before = sorted(folder.rglob("*"))
+            with pytest.raises(ValueError, match=f"^{folder} is in use by another run"):
+                train(tiny(pictures), folder)
+            assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.slow

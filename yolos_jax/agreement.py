@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import socket
 import time
@@ -28,6 +29,22 @@ OF_ONE_PROCESS = (
     "mesh.wait_seconds",
 )
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+# Of jax, set by the environment or a user's own start: they change numbers, not shapes, and nothing
+# else would notice.
+JAX_SETTINGS = (
+    "jax_allow_f16_reductions",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_enable_custom_prng",
+    "jax_enable_x64",
+    "jax_high_dynamic_range_gumbel",
+    "jax_numpy_dtype_promotion",
+    "jax_random_seed_offset",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_partitionable",
+)
 SEEN_WITHIN = 20  # seconds: network folders show others' files late
 SHOWN = 20  # differences, or processes, named in one message
 
@@ -40,6 +57,7 @@ def facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {key: value for key, value in _flat(settings).items() if key not in OF_ONE_PROCESS}
     found |= {f"version of {name}": _version(name) for name in LIBRARIES}
+    found |= {name: getattr(jax.config, name, None) for name in JAX_SETTINGS}
     found["version of python"] = ".".join(platform.python_version_tuple()[:2])
     package = Path(__file__).resolve().parent
     for path in sorted(package.rglob("*.py")):
@@ -119,6 +137,20 @@ def judge_folder(folder: Path, unseen: Iterable[str]) -> str | None:
     )
 
 
+def check_devices() -> None:
+    """Refuses processes with unequal numbers of devices: each reads an equal part of a batch.
+
+    Call it before anything that the processes do together. They know each other's devices.
+
+    Raises:
+      ValueError: naming which process has how many.
+    """
+    owners = [device.process_index for device in jax.devices()]
+    problem = differences([{"devices": owners.count(i)} for i in range(jax.process_count())])
+    if problem:
+        raise ValueError(f"{problem}\n(each must have as many, for its equal part of a batch)")
+
+
 def check_data(described: Mapping[str, str]) -> None:
     """Compares the data that every process has read, and raises the same error on all.
 
@@ -141,6 +173,38 @@ def check_data(described: Mapping[str, str]) -> None:
     problem = differences(found)
     if problem:
         raise ValueError(f"{problem}\n(fingerprints of what each process has read)")
+
+
+def check_checkpoint(source: str, params: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Compares a checkpoint that every process has read for itself; one on its own does nothing.
+
+    Args:
+      source: what to call it.
+      params: nested dict of numpy arrays, whole on every process.
+      metadata: what the checkpoint says about itself.
+
+    Raises:
+      ValueError: parameters, or what they are of, differ.
+    """
+    if jax.process_count() == 1:
+        return
+    what = {key: metadata.get(key) for key in ("model", "preprocess", "label_map")}
+    check_data(
+        {
+            f"model and classes in {source}": json.dumps(what, sort_keys=True),
+            f"parameters in {source}": fingerprint(params),
+        }
+    )
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Returns a hash of names, types, shapes and bytes of a tree of numpy arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)};".encode())
+        digest.update(array.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
+    return digest.hexdigest()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

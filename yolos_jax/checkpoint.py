@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, multihost
 
 from yolos_jax import checkpoint_files as files
+from yolos_jax import mesh
+from yolos_jax.checkpoint_manager import KeepBest, Manager
 from yolos_jax.checkpoint_read import FOLDER, FORMAT, load_params, report, report_damage
 
 __all__ = ["FOLDER", "FORMAT", "Checkpoints", "load_params", "save_params"]
@@ -31,7 +33,8 @@ __all__ = ["FOLDER", "FORMAT", "Checkpoints", "load_params", "save_params"]
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best by AP.
 
-    Every process of a run makes one and calls the same methods in the same order.
+    Every process of a run makes one and calls the same methods in the same order. What steps say
+    about themselves process 0 reads for all: what a run does next follows from it.
     """
 
     def __init__(
@@ -61,10 +64,10 @@ class Checkpoints:
             for name in files.unreadable_late_evaluations(self.directory):
                 report(f"{self.directory / name}: not an evaluation; left out")
         multihost_utils.sync_global_devices("checkpoint folder made")
-        found = files.steps(self.directory)
-        self._ap = {step: files.read_ap(self.directory / str(step)) for step in found}
-        policies = [checkpoint_managers.LatestN(keep_last), files.KeepBest(self._ap, keep_best)]
-        self._manager = _Manager(
+        known = mesh.from_first(self._read_ap)
+        self._ap = {step: ap and files.AP(*ap) for step, ap in known}
+        policies = [checkpoint_managers.LatestN(keep_last), KeepBest(self._ap, keep_best)]
+        self._manager = Manager(
             self.directory,
             item_names=(*files.ARRAYS, "metadata"),
             options=ocp.CheckpointManagerOptions(
@@ -164,7 +167,7 @@ class Checkpoints:
             opt_state=jax.tree.unflatten(structure, in_order),
             ema=restored["ema"] if "ema" in abstract else None,
         )
-        return state, files.read_metadata(folder)
+        return state, mesh.from_first(lambda: files.read_metadata(folder))
 
     def metadata(self) -> dict | None:
         """What the checkpoint that ``restore`` would read says about itself; None without any.
@@ -174,7 +177,9 @@ class Checkpoints:
         """
         self.wait()
         step = self._newest_whole()
-        return None if step is None else files.read_metadata(self.directory / str(step))
+        if step is None:
+            return None
+        return mesh.from_first(lambda: files.read_metadata(self.directory / str(step)))
 
     def wait(self) -> None:
         """Waits until the checkpoint being written is complete.
@@ -234,12 +239,16 @@ class Checkpoints:
             if folder.name == step or folder.name.startswith(f"{step}.orbax-checkpoint-tmp"):
                 files.write_sums(folder)
 
+    def _read_ap(self) -> list[tuple[int, files.AP | None]]:
+        found = files.steps(self.directory)
+        return [(step, files.read_ap(self.directory / str(step))) for step in found]
+
     def _newest_whole(self) -> int | None:
         if self._whole is not None:
             return self._whole
         # One process reads the bytes; the others take its word, or the run would read every
         # checkpoint as often as it has hosts and might choose different ones.
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(mesh.from_first(lambda: list(self._manager.all_steps())), reverse=True)
         if not steps:
             return None
         found: dict[int, str] = {}
@@ -258,19 +267,8 @@ class Checkpoints:
             del self._ap[step]
         multihost_utils.sync_global_devices("damaged steps set aside")
         self._manager.reload()
-        self._whole = self.last_step
+        self._whole = mesh.from_first(lambda: self.last_step)
         return self._whole
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves it to the loop to ask whether to stop.
-
-    It would ask jax with the step's number. Processes stop at the number after the last that one
-    has asked with; among those of the loop, which counts questions, it may never come.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 def save_params(directory: str | os.PathLike, params: Mapping, metadata: Mapping) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 ARRAYS = ("params", "optimizer", "ema")  # items of arrays; the last only with an average
 SUMS = "SHA256SUMS"  # relative paths, as ``sha256sum -c`` reads them
@@ -61,21 +60,6 @@ def best(ap: Mapping[int, AP | None], count: int) -> list[int]:
     if newest:
         known = {s: found for s, found in known.items() if found.evaluated_on in ("", newest)}
     return sorted(known, key=lambda step: (known[step].value, step), reverse=True)[:count]
-
-
-class KeepBest(checkpoint_managers.PreservationPolicy):
-    """Preserves the steps of the highest AP, as ``best`` chooses them.
-
-    Orbax's own BestN needs a metrics file in every step, and a damaged one of those stops the
-    manager from opening at all; our metadata holds the AP.
-    """
-
-    def __init__(self, ap: Mapping[int, AP | None], count: int):
-        self._ap, self._count = ap, count
-
-    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
-        kept = best({info.step: self._ap.get(info.step) for info in checkpoints}, self._count)
-        return [info.step in kept for info in checkpoints]
 
 
 def read_metadata(folder: epath.Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,6 +52,7 @@ def evaluate(
     ground_truth: dict,
     *,
     category_ids: np.ndarray | None = None,
+    judge: Callable[[int, Sequence[str]], None] = lambda unreadable, messages: None,
 ) -> Evaluation:
     """Predicts every image of a split exactly once and scores the predictions.
 
@@ -68,6 +69,8 @@ def evaluate(
       ground_truth: ``data.truth.ground_truth`` of the split.
       category_ids: int64 [K], the dataset's category id of every slot, -1 for none
         (``match_categories``); by default as the index numbers them.
+      judge: told after every batch, on every host, how many pictures of all hosts could not be
+        read so far, and why those of this host could not; may raise.
 
     Raises:
       ValueError: the batch size does not divide among the devices.
@@ -83,26 +86,26 @@ def evaluate(
     in_dataset = {category["id"] for category in ground_truth["categories"]}
     category_ids = np.where(np.isin(category_ids, list(in_dataset)), category_ids, -1)
 
-    rows, valid, detections, messages = _predict(predict_step, params, index, plan, batches, mesh)
+    rows, valid, found, messages = _predict(predict_step, params, index, plan, batches, mesh, judge)
     _check_once(index, rows)
     order = np.argsort(rows)
     order = order[valid[order]]
     results, nonfinite = [], 0
     for i in order:
         image_results, bad = coco_results(
-            int(index.image_ids[rows[i]]), Detections(*(d[i] for d in detections)), category_ids
+            int(index.image_ids[rows[i]]), Detections(*(d[i] for d in found)), category_ids
         )
         results += image_results
         nonfinite += bad
     seen = rows[order]
     sizes = np.stack([index.heights[seen], index.widths[seen]], -1)
     metrics = coco_metrics(ground_truth, results, index.image_ids)
-    metrics |= answers.describe(Detections(*(d[order] for d in detections)), sizes)
+    metrics |= answers.describe(Detections(*(d[order] for d in found)), sizes)
     unreadable = tuple(int(index.image_ids[row]) for row in np.sort(rows[~valid]))
     return Evaluation(metrics, results, unreadable, messages, nonfinite)
 
 
-def _predict(predict_step, params, index, plan, batches, mesh):
+def _predict(predict_step, params, index, plan, batches, mesh, judge):
     """Returns rows [I], valid [I], Detections [I, ...] and this host's messages."""
     host_rows = mesh_lib.host_rows(mesh, plan.batch_size, 1)
     # Results are fetched one step late: the device computes while the host gathers.
@@ -110,8 +113,14 @@ def _predict(predict_step, params, index, plan, batches, mesh):
     gathered: list = []
     messages: list[str] = []
 
+    unreadable = 0
+
     def collect(rows, outputs):
+        nonlocal unreadable
         gathered.append(jax.tree.map(lambda x: x[rows >= 0], (rows, mesh_lib.gather_rows(outputs))))
+        valid = gathered[-1][1][0]
+        unreadable += int((~valid).sum())
+        judge(unreadable, messages)
 
     for rows, host_batch in zip(plan.rows, batches, strict=True):
         expected = np.where(rows >= 0, index.image_ids[rows], -1)[host_rows]

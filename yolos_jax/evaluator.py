@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -79,11 +80,13 @@ def evaluate_checkpoint(
       The evaluation, and what ``summarise`` says of it with the checkpoint's step.
 
     Raises:
-      ValueError: the data or the configuration make no sense, the dataset's categories are not
-        the checkpoint's, or more than data.max_bad_fraction of the pictures cannot be read.
+      ValueError: the data or the configuration make no sense, processes have read other
+        parameters, the dataset's categories are not the checkpoint's, or more than
+        data.max_bad_fraction of the pictures cannot be read.
     """
     if jax.process_index():
         say = _say_nothing
+    agreement.check_checkpoint("the checkpoint", params, metadata)
     trained = LabelMap.from_json(metadata["label_map"])
     mesh = mesh_lib.make_mesh(config.mesh.fsdp)
     index, truth, category_ids = load_split(split, config, trained, say)
@@ -105,10 +108,11 @@ def evaluate_checkpoint(
         params,
         index,
         plan,
-        watched(batches, plan.steps, len(index), config.data.max_bad_fraction),
+        watched(batches, plan.steps),
         mesh,
         truth,
         category_ids=category_ids,
+        judge=functools.partial(judge, len(index), config.data.max_bad_fraction),
     )
     summary = summarise(found, len(index), time.monotonic() - started) | {"step": metadata["step"]}
     say_findings(found, summary, say)
@@ -181,26 +185,37 @@ def plan_batches(
     return plan, batches
 
 
-def watched(
-    batches: Iterator[HostBatch], steps: int, images: int, max_bad_fraction: float
-) -> Iterator[HostBatch]:
-    """Passes batches on, shows progress, names pictures that cannot be read, stops at too many."""
-    unreadable: list[str] = []
+def watched(batches: Iterator[HostBatch], steps: int) -> Iterator[HostBatch]:
+    """Passes batches on, shows progress, names pictures that cannot be read."""
     quiet = True if jax.process_index() else None  # None: also where there is no terminal
     bar = tqdm(total=steps, desc="evaluating", unit="batch", disable=quiet)
     with bar, contextlib.closing(batches):
         for batch in batches:
             for message in batch.unreadable:
                 bar.write(f"cannot be read, scored as without detections: {message}")
-            unreadable += batch.unreadable
-            if len(unreadable) > max_bad_fraction * images:
-                raise ValueError(
-                    f"{len(unreadable)} or more of {images} pictures cannot be read, over "
-                    f"data.max_bad_fraction={max_bad_fraction:g} (--set changes it):\n  "
-                    + "\n  ".join(unreadable[:SHOWN])
-                )
             yield batch
             bar.update()
+
+
+def judge(images: int, max_bad_fraction: float, unreadable: int, messages: Sequence[str]) -> None:
+    """Stops at too many pictures that cannot be read; every process must call it.
+
+    Args:
+      images: of the split.
+      max_bad_fraction: of them may be unreadable.
+      unreadable: so far, of all processes.
+      messages: why, of this process.
+
+    Raises:
+      ValueError: there are more; the same on every process, however many there are.
+    """
+    if unreadable > max_bad_fraction * images:
+        said = sorted(mesh_lib.gather_texts(messages))
+        raise ValueError(
+            f"{unreadable} or more of {images} pictures cannot be read, over "
+            f"data.max_bad_fraction={max_bad_fraction:g} (--set changes it):\n  "
+            + "\n  ".join(said[:SHOWN])
+        )
 
 
 def say_findings(found: evaluation.Evaluation, summary: dict, say: Callable[[str], None]) -> None:

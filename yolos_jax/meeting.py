@@ -20,6 +20,11 @@ from yolos_jax.cluster import Place
 from yolos_jax.preemption import Stopped
 
 ANSWER_SECONDS = 60  # for a process that is there: it hashes files, looks for one
+# A host that was cut off or lost its power says nothing more, and its kernel answers no probe: it
+# is missed after a minute, before jax misses its heartbeats and aborts (launch.HEARTBEAT_SECONDS).
+# No compiler and no lock of Python holds up a kernel; but it does answer for a process that hangs
+# or was stopped, which is left to jax.
+PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 5, "TCP_USER_TIMEOUT": 60_000}
 LONGEST = 2**20  # bytes of a message; a stranger at the port may send anything
 
 
@@ -28,6 +33,10 @@ class Line:
 
     def __init__(self, connection: socket.socket):
         self.socket = connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBES.items():
+            if hasattr(socket, name):  # not on every system
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._received = b""
         self._sending = threading.Lock()
 

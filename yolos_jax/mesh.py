@@ -6,7 +6,7 @@ One mesh with the axes ``data`` and ``fsdp``: batches are split over both, param
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -180,6 +180,14 @@ def gather_texts(texts: Sequence[str]) -> list[str]:
     rows = multihost_utils.process_allgather(padded)
     found = zip(rows, sizes, strict=True)
     return [text for row, size in found for text in json.loads(row[:size].tobytes())]
+
+
+def from_first(read: Callable[[], Any]) -> Any:
+    """Returns what process 0 reads, JSON, on every process; each must call it."""
+    if jax.process_count() == 1:
+        return read()
+    first = jax.process_index() == 0
+    return json.loads(gather_texts([json.dumps(read())] if first else [])[0])
 
 
 def gather_rows(arrays: Any) -> Any:

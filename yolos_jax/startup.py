@@ -29,6 +29,7 @@ from yolos_jax import (
 )
 from yolos_jax.batch import HostBatch
 from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
+from yolos_jax.claim import Claim
 from yolos_jax.convert import start
 from yolos_jax.data import pipeline
 from yolos_jax.data import plan as plan_lib
@@ -133,6 +134,7 @@ def prepare(
     workdir: str,
     changeable_on_resume: Sequence[str],
     defaults: Mapping[str, Any],
+    claim: Claim,
 ) -> tuple[Run, Progress]:
     """Builds a run from its configuration, restores it if it was begun, and prints what it is.
 
@@ -144,12 +146,14 @@ def prepare(
     scoring.require()
     folder = runlog.local_folder(workdir)
     launch.initialise(config.mesh, config, folder)
-    begun = checkpoints = None
-    if (folder / "checkpoints").exists():
-        checkpoints = open_checkpoints(config, folder)
-        begun = checkpoints.metadata()
+    begun = opened = None
+    if mesh.from_first((folder / "checkpoints").exists):
+        opened = open_checkpoints(config, folder, claim)
+        begun = opened.metadata()
     initial = load_params(config.init) if config.init and begun is None else None
     source = str(folder) if begun is not None else config.init
+    if initial is not None:
+        agreement.check_checkpoint(config.init, *initial)
     in_vain = unused.notes(config, defaults)
     config = settings.complete(config, begun or (initial and initial[1]), source)
     checks.check_values(config)
@@ -172,7 +176,7 @@ def prepare(
         for note in report.preprocess_notes(config, initial[1]["preprocess"]):
             say(note)
     # Only now: a run that is refused leaves no folder behind.
-    run = dataclasses.replace(run, checkpoints=checkpoints or open_checkpoints(config, folder))
+    run = dataclasses.replace(run, checkpoints=opened or open_checkpoints(config, folder, claim))
     compilation.keep_programs(config.compile.cache, folder)
     if begun is not None:
         progress = resume(run, begun)
@@ -237,8 +241,9 @@ def build(config: ConfigDict, folder: Path) -> Run:
     return run
 
 
-def open_checkpoints(config: ConfigDict, folder: Path) -> Checkpoints:
-    """The checkpoints of a run's folder, which is made where it is missing."""
+def open_checkpoints(config: ConfigDict, folder: Path, claim: Claim) -> Checkpoints:
+    """The checkpoints of a run's folder, which is made where it is missing and no other run's."""
+    claim.take(folder)
     keep = config.checkpoint
     return Checkpoints(
         folder / "checkpoints", keep.keep_last, keep.keep_best, wait_seconds=keep.wait_seconds
@@ -277,9 +282,8 @@ def resume(run: Run, begun: Mapping[str, Any]) -> Progress:
     )
     done = int(metadata["step"])
     say(f"resumed at step {done} of {run.total_steps} from {run.checkpoints.directory}")
-    evaluated = metadata["evaluated"]
-    evaluation, health = metadata["evaluation"], metadata.get("health", {})
-    return Progress(state, done, done, evaluated, evaluated, evaluation, health)
+    evaluated, found = metadata["evaluated"], metadata["evaluation"]
+    return Progress(state, done, done, evaluated, evaluated, found, metadata.get("health", {}))
 
 
 def say(text: str) -> None:

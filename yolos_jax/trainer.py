@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import compilation, evaluation, launch, mesh, runlog, startup
 from yolos_jax.batch import HostBatch
+from yolos_jax.claim import Claim
 from yolos_jax.health import Health
 from yolos_jax.pictures import Sheet
 from yolos_jax.progress import Progress
@@ -50,9 +51,10 @@ def train(
       launch.Stopped: asked to stop before there was a state to save.
     """
     listening = contextlib.nullcontext(preemption) if preemption else launch.Preemption()
-    with listening as preemption:
+    defaults = defaults or {}
+    with listening as preemption, Claim() as claim:
         try:
-            run, progress = startup.prepare(config, workdir, changeable_on_resume, defaults or {})
+            run, progress = startup.prepare(config, workdir, changeable_on_resume, defaults, claim)
             preemption.ready()
         except launch.Stopped as reason:
             launch.stop(str(reason))
@@ -193,14 +195,12 @@ class Trainer:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # Numbers of the global batch: every process finds the same, and asks the others for words
         # when they do.
-        batch_size = self.run.config.batch_size
+        run, batch_size = self.run, self.run.config.batch_size
         if metrics["images"] < batch_size:
             self.name_unreadable(unreadable)
-        image_ids = () if metrics["finite"] else self.run.image_ids(step)
+        image_ids = () if metrics["finite"] else run.image_ids(step)
         self.health.check(step, batch_size, image_ids, metrics)
-        self.log.step(
-            step, metrics, lr=self.run.schedule(step), epoch=step / self.run.steps_per_epoch
-        )
+        self.log.step(step, metrics, lr=run.schedule(step), epoch=step / run.steps_per_epoch)
 
     def name_unreadable(self, messages: Sequence[str], *, training: bool = True) -> list[str]:
         """Collects from all processes why pictures could not be read; each must call it."""
