@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def test_what_a_step_says_of_itself_is_the_word_of_process_0(tmp_path, monkeypat
     def from_first(ask):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_files, "read_metadata", read)
-            return ask()
+            return json.loads(json.dumps(ask()))  # as it travels
 
     monkeypatch.setattr(checkpoint_files, "read_metadata", of_another_host)
     monkeypatch.setattr(mesh, "from_first", from_first)
