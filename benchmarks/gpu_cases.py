@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 GRIDS = {"ti": (32, 53), "s": (50, 83), "b": (50, 83)}  # 512 and 800 pixels, in patches
 IMAGES = "ti=384,s=96,b=48"  # of a training step; of the mix half of that
-FORWARD = (1, 8, 64)  # batches of pictures of one size
+FORWARD = (1, 8, 32)  # batches of pictures of one size
 FORWARD_MIX = 32  # pictures of a batch of the mix
 
 # What --rows chooses from, and the row of the results that it gives.
