@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import sys
@@ -10,6 +9,11 @@ import time
 from pathlib import Path
 
 from yolos_jax import mesh
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FILE = "run.lock"  # of a work directory; stays there, and is nobody's when no run holds it
 LOST_HOST_SECONDS = 120  # a file server keeps the locks of a host that went away for about 90
@@ -37,7 +41,7 @@ class Claim:
     def take(self, folder: Path) -> None:
         """Takes a folder, which is made where it is missing, for all processes of this run.
 
-        A file system without locks is used without. Every process must call it.
+        A file system, or a system, without locks is used without. Every process must call it.
 
         Raises:
           ValueError: another run has it; the same on every process.
@@ -48,6 +52,8 @@ class Claim:
 
     def _take(self, folder: Path) -> str | None:
         """Returns what is wrong, or None."""
+        if fcntl is None:
+            return None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(folder / FILE, "a+", encoding="utf-8")  # noqa: SIM115
