@@ -10,7 +10,6 @@ DETR those of the decoder, which look at the encoder's cells.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -177,16 +176,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draws as the command line says; ends with 1 and one message where it cannot."""
     args = parse(argv)
     with interrupt.one_line("attend"):
-        from yolos_jax.programs import no_room
+        from yolos_jax.programs import one_message
 
-        try:
+        with one_message("attend", "a smaller picture needs less"):
             run(args)
-        except (ValueError, OSError) as error:
-            sys.exit(f"attend: {error}")
-        except Exception as error:
-            if not (what := no_room(error)):
-                raise
-            sys.exit(f"attend: out of memory for the attention of this picture: {what}")
     print(f"attention is in {args.out}")
 
 

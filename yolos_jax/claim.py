@@ -66,7 +66,7 @@ class Claim:
             self._file.truncate(0)
             print(f"{socket.gethostname()}, pid {os.getpid()}", file=self._file, flush=True)
         except OSError:
-            pass
+            pass  # No locks there; where nothing can be written, the first who writes says so.
         return None
 
     def _wait(self, folder: Path) -> str | None:

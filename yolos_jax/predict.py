@@ -223,16 +223,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with interrupt.one_line("predict"):
-        from yolos_jax.programs import no_room
+        from yolos_jax.programs import one_message
 
-        try:
+        with one_message("predict", "a smaller --batch_size needs less"):
             unreadable = run(args)
-        except (ValueError, OSError) as error:
-            sys.exit(f"predict: {error}")
-        except Exception as error:
-            if not (what := no_room(error)):
-                raise
-            sys.exit(f"predict: out of memory; a smaller --batch_size needs less: {what}")
     print(f"pictures with boxes and results.json are in {args.out}")
     if unreadable:
         sys.exit(

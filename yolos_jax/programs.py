@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -188,3 +190,21 @@ def no_room(error: Exception) -> str:
     """What there was no memory for, on one line; empty for any other error."""
     text = str(error)
     return text.splitlines()[0] if "RESOURCE_EXHAUSTED" in text else ""
+
+
+@contextlib.contextmanager
+def one_message(program: str, needs_less: str) -> Iterator[None]:
+    """Ends a command with its name, code 1 and one message where its input makes no sense.
+
+    Args:
+      program: its name.
+      needs_less: what to do about too little memory.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{program}: {error}")
+    except Exception as error:
+        if not (what := no_room(error)):
+            raise
+        sys.exit(f"{program}: out of memory; {needs_less}: {what}")
