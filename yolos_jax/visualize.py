@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -162,9 +161,12 @@ def split_sheet(
     for row in [*chosen, *np.setdiff1d(np.arange(len(index)), chosen)]:
         if len(panels) == count:
             break
-        # A picture that cannot be read was named and counted by the evaluation.
-        with contextlib.suppress(ValueError):
-            panels.append(_panel(index, row, found[int(index.image_ids[row])]))
+        exif = "apply" if index.orientation[row] > 1 else "ignore"
+        try:
+            image = image_lib.decode(index.read(row), exif, index.path(row))
+        except ValueError:
+            continue  # named and counted by the evaluation
+        panels.append(_panel(index, row, image, found[int(index.image_ids[row])]))
     if not panels:
         page = Image.new("RGB", (420, TITLE), "white")
         ImageDraw.Draw(page).text((4, 4), "no picture of the split can be read", fill="black")
@@ -172,10 +174,8 @@ def split_sheet(
     return sheet(panels)
 
 
-def _panel(index: Index, row: int, found: Sequence[dict]) -> Panel:
-    """A picture of a split and the COCO results to draw on it. Raises ValueError as ``decode``."""
-    exif = "apply" if index.orientation[row] > 1 else "ignore"
-    image = image_lib.decode(index.read(row), exif, index.path(row))
+def _panel(index: Index, row: int, image: np.ndarray, found: Sequence[dict]) -> Panel:
+    """A picture of a split, and the COCO results to draw on it."""
     names = lettering.class_names(index.label_map)
     boxes = slice(index.box_offsets[row], index.box_offsets[row + 1])
     labels = index.labels[boxes]
