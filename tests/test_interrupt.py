@@ -54,10 +54,15 @@ def test_an_interruption_that_c_code_swallows_comes_again(monkeypatch, capsys):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "_exit", sys.exit)
-    with pytest.raises(SystemExit) as stopped, interrupt.one_line("command"):
-        Deaf()
-        for _ in range(600):  # no long sleep: it would end before an interruption is looked for
-            time.sleep(0.1)
+    # Where tests run in the background, they are started deaf to it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped, interrupt.one_line("command"):
+            Deaf()
+            for _ in range(600):  # no long sleep: it would end before an interruption is looked for
+                time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "command: interrupted\n"
 
