@@ -2,7 +2,8 @@
 
 A multiplication and an addition are two operations. Only matrix products count; LayerNorm, softmax,
 GELU, the resize of position tables and the matcher do not. The backward pass is taken as twice the
-forward pass, as everybody does.
+forward pass, as everybody does. The last block counts for the tokens that the heads read, and for
+the keys and values of all: of the others nobody needs what it would give.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ def forward_flops(model: Mapping[str, Any], num_classes: int, patches: Any) -> A
     patches = np.asarray(patches, np.float64)
     tokens = 1 + queries + patches
     embed = 2 * patches * 3 * model["patch_size"] ** 2 * width
-    linear = 2 * tokens * width * (4 * width + 2 * model["mlp_width"])
-    attention = 2 * 2 * tokens**2 * width  # all heads: queries x keys, weights x values
+
+    def block(wanted):
+        keys_and_values = 2 * tokens * width * 2 * width
+        others = 2 * wanted * width * (2 * width + 2 * model["mlp_width"])
+        attention = 2 * 2 * wanted * tokens * width  # all heads: queries x keys, weights x values
+        return keys_and_values + others + attention
+
     heads = 2 * queries * width * (4 * width + num_classes + 1 + 4)
-    total = embed + model["depth"] * (linear + attention) + heads
+    total = embed + (model["depth"] - 1) * block(tokens) + block(1 + queries) + heads
     return total if total.ndim else float(total)
 
 

@@ -73,10 +73,13 @@ def work(model: Any, num_classes: int, bucket: Sequence[int], systolic: int) -> 
     width, mlp = model.width, model.mlp_width
     tokens = 1 + model.num_queries + patches
     embed = 2 * patches * 3 * model.patch_size**2 * width
-    linear = model.depth * 2 * tokens * (4 * width**2 + 2 * width * mlp)
+    # Of the last block's tokens all are keys and values, and the first ones are what is wanted.
+    wanted = (model.depth - 1) * tokens + 1 + model.num_queries
+    keys_and_values = model.depth * 2 * tokens * 2 * width**2
+    linear = keys_and_values + 2 * wanted * (2 * width**2 + 2 * width * mlp)
     # All of a block but the second layer of its MLP, whose result is the next block's input.
-    again = model.depth * 2 * tokens * (4 * width**2 + width * mlp)
-    product = model.depth * 2 * tokens**2 * width
+    again = keys_and_values + 2 * wanted * (2 * width**2 + width * mlp)
+    product = 2 * wanted * tokens * width
     wide = product * max(1.0, systolic / (width // model.heads))
     tables = [model.position_grid] + [model.mid_position_grid] * (model.depth - 1)
     positions = sum(

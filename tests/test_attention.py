@@ -88,6 +88,22 @@ def test_values_and_gradients(backend, chunk, interpreted, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [1, 53, 190])
+def test_values_and_gradients_of_the_first_tokens(backend, queries, interpreted):
+    q, k, v, cotangent = draw(BATCH, TOKENS, HEADS, WIDTH)
+    q, cotangent = q[:, :queries], cotangent[:, :queries]
+    cotangent = np.where((np.arange(queries) < LENGTHS[:, None])[..., None, None], cotangent, 0)
+    expected, _, gradients = definition(q, k, v, cotangent, LENGTHS)
+    with jax.default_matmul_precision("highest"):
+        out, *found = differentiate(backend, q, k, v, LENGTHS, cotangent)
+    assert out.shape == q.shape
+    np.testing.assert_allclose(out[0], expected[0], atol=5e-6)
+    np.testing.assert_allclose(out[1, :77], expected[1, :77], atol=5e-6)
+    for ours, theirs in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_reaches_nothing(backend, interpreted):
     q, k, v, _ = draw(1, 40, 1, 8)
     lengths = np.array([13], np.int32)

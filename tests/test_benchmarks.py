@@ -31,9 +31,12 @@ def test_flops_by_hand():
     qkv, out = 10 * (2 * 4 * 12), 10 * (2 * 4 * 4)
     mlp = 10 * (2 * 4 * 8) + 10 * (2 * 8 * 4)
     attention = 10 * 10 * (2 * 4) + 10 * 10 * (2 * 4)  # queries by keys, then weights by values
+    # Of the last block, 4 tokens are read: class and detection tokens.
+    last = 4 * (2 * 4 * 4) + 10 * (2 * 4 * 8) + 4 * (2 * 4 * 4) + 4 * (2 * 4 * 8) + 4 * (2 * 8 * 4)
+    last += 4 * 10 * (2 * 4) + 4 * 10 * (2 * 4)
     class_head = 3 * (2 * 4 * 4 + 2 * 4 * 4 + 2 * 4 * 6)  # five classes and no-object
     box_head = 3 * (2 * 4 * 4 + 2 * 4 * 4 + 2 * 4 * 4)
-    expected = embed + 2 * (qkv + out + mlp + attention) + class_head + box_head
+    expected = embed + qkv + out + mlp + attention + last + class_head + box_head
     assert flops.forward_flops(model, 5, patches) == expected
     assert flops.training_flops(model, 5, patches) == 3 * expected
     np.testing.assert_array_equal(

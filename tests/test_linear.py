@@ -66,12 +66,13 @@ def test_activations_keep_their_axes_but_on_the_cpu(platform, axes):
 def test_projections_are_the_parts_of_one_layer():
     module = linear.Projections(3, 4, jnp.float32, jax.nn.initializers.normal(1.0))
     x = arrays((2, 6), jnp.float32)[0]
-    params = module.init(jax.random.key(0), x)["params"]
+    params = module.init(jax.random.key(0), x, x, x)["params"]
     params["bias"] = jnp.arange(12.0)
     whole = x @ params["kernel"] + params["bias"]
-    parts = module.apply({"params": params}, x)
-    assert len(parts) == 3
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), whole, atol=1e-5)
+    parts = module.apply({"params": params}, x[:1], x, x)
+    assert [part.shape[0] for part in parts] == [1, 2, 2]
+    for part, expected in zip(parts, jnp.split(whole, 3, axis=-1), strict=True):
+        np.testing.assert_allclose(part, expected[: len(part)], atol=1e-5)
 
 
 def test_what_would_be_ignored_is_refused():

@@ -80,7 +80,7 @@ def test_kernels_are_split_along_their_inputs():
     tree = {"qkv": {"kernel": np.zeros((64, 192)), "bias": np.zeros((64, 192))}}
     places = mesh_lib.shardings(tree, mesh)["qkv"]
     assert places["kernel"].spec == PartitionSpec("fsdp", None)
-    assert places["bias"].spec == PartitionSpec(None, "fsdp")
+    assert places["bias"].spec == PartitionSpec()  # as are all vectors
 
 
 def test_bytes_per_device():

@@ -34,7 +34,7 @@ def test_parameter_counts_are_the_published_ones(size):
 
 
 def test_names_and_shapes_are_those_of_checkpoints():
-    width, depth = 32, 2
+    width, depth = 32, 3
 
     def dense(inputs, outputs, *stack):
         return {"kernel": (*stack, inputs, outputs), "bias": (*stack, outputs)}
@@ -53,9 +53,9 @@ def test_names_and_shapes_are_those_of_checkpoints():
             "det_tokens": (QUERIES, width),
             "position": {"cls": (1, width), "det": (QUERIES, width), "grid": (4, 5, width)},
             "mid_position": {
-                "cls": (1, 1, width),
-                "det": (1, QUERIES, width),
-                "grid": (1, 3, 4, width),
+                "cls": (depth - 1, 1, width),
+                "det": (depth - 1, QUERIES, width),
+                "grid": (depth - 1, 3, 4, width),
             },
             "blocks": {
                 "norm1": norm(depth),

@@ -47,12 +47,14 @@ def test_work_by_hand():
              position_grid=(2, 3), mid_position_grid=(), remat="default")
     )  # fmt: skip
     embed = 2 * 6 * 12 * 4
-    linear, product = 2 * 2 * 8 * 4 * 4 * (4 + 4), 2 * 2 * 8 * 8 * 4  # T = 8
+    # T = 8: all tokens through the first block, two through the last, keys and values of all.
+    linear = 2 * 8 * 4 * 4 * (4 + 4) + 2 * 8 * 4 * 4 * 2 + 2 * 2 * 4 * 4 * (2 + 4)
+    product = 2 * 8 * 8 * 4 + 2 * 2 * 8 * 4
     positions = 2 * 4 * (2 * 2 * 3 + 2 * 3 * 3)
     work = forecast.work(model, 2, (6, 2, 3), systolic=8)
     # Heads of 4 fill half of 8.
     assert work.forward == embed + linear + 4 * product + 6 * positions
-    again = linear * 6 // 8
+    again = linear - 2 * (8 + 2) * 4 * 8  # not the second layer of an MLP
     assert work.update == embed + 2 * linear + again + 14 * product + 6 * positions
     heads = 2 * 4 * (16 + 2 + 5)
     assert work.model == 3 * (embed + linear + 2 * product + heads)

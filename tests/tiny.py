@@ -21,7 +21,7 @@ CLASSES, QUERIES, TARGETS = 3, 5, 8
 def make_config(**changes):
     config = common.get_config()
     config.model.update(
-        dict(patch_size=8, width=32, depth=2, heads=2, mlp_width=64, num_queries=QUERIES,
+        dict(patch_size=8, width=32, depth=3, heads=2, mlp_width=64, num_queries=QUERIES,
              position_grid=(4, 4), mid_position_grid=(4, 4), dtype="float32",
              position_init="normal")
     )  # fmt: skip

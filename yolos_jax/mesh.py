@@ -19,6 +19,7 @@ from yolos_jax.batch import Batch, Canvas, HostBatch, Targets
 ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 # Smaller arrays are replicated: gathering one costs a message's latency and saves next to nothing.
 SHARDED_FROM = 4096  # elements
+_VECTORS = ("bias", "scale")  # small however many blocks they are of
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -47,8 +48,9 @@ def sharding_of(shape: tuple[int, ...], mesh: Mesh, name: str) -> NamedSharding:
     """Returns where an array of parameters, or of the optimiser's state, lives.
 
     Its largest axis that divides among the ``fsdp`` devices is split over them, the last one of
-    equal ones; an array without such an axis, or a small one, is on every device. The axis of
-    stacked blocks is never the largest, so a scan over blocks gathers one block at a time.
+    equal ones; an array without such an axis, or a small one, is on every device, as are biases and
+    the scales of norms. The axis of stacked blocks is never the largest, so a loop over blocks
+    gathers one block at a time.
 
     Of a ``kernel`` it is the axis of its inputs, if that divides: outputs of several layers side by
     side (queries, keys, values) are taken apart where they are.
@@ -60,7 +62,7 @@ def sharding_of(shape: tuple[int, ...], mesh: Mesh, name: str) -> NamedSharding:
     """
     fsdp = mesh.shape["fsdp"]
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or not axes or np.prod(shape) < SHARDED_FROM:
+    if fsdp == 1 or not axes or name in _VECTORS or np.prod(shape) < SHARDED_FROM:
         return NamedSharding(mesh, PartitionSpec())
     inputs = len(shape) - 2
     chosen = max(axes, key=lambda axis: (shape[axis], axis))

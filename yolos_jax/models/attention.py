@@ -30,6 +30,7 @@ Array = jax.Array
 BACKENDS = ("auto", "stock", "chunked", "heads", "cudnn", "splash")
 _SHORT = 256  # tokens; up to here the textbook form is the fastest everywhere
 _CHUNK = 256  # queries
+_TILE = 128  # tokens that fused kernels take at a time
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SAVED = "attention_out"
 _heads = head_attention.make(_SAVED)
@@ -41,7 +42,8 @@ def attention(
     """Softmax attention, scaled by ``d ** -0.5``, over the first ``lengths[b]`` keys.
 
     Args:
-      q, k, v: float [B, T, H, d].
+      q: float [B, T, H, d], T up to S.
+      k, v: float [B, S, H, d].
       lengths: int32 [B], at least 1.
       backend: one of BACKENDS but 'auto' (see ``resolve``).
       mesh: the devices that B is sharded over, all of its axes; 'splash' and 'heads' must know:
@@ -67,7 +69,7 @@ def attention(
 
 
 def attention_map(q: Array, k: Array, lengths: Array) -> Array:
-    """The softmax itself, float32 [B, H, T, T] (query, key), of [B, T, H, d]."""
+    """The softmax itself, float32 [B, H, T, S] (query, key), of [B, T, H, d] and [B, S, H, d]."""
     return jax.nn.softmax(_logits(_swap(q), _swap(k), lengths), axis=-1)
 
 
@@ -111,24 +113,25 @@ def _cudnn_works() -> bool:
     """Runs it once, gradient included: drivers, libraries and cards differ in what they support.
 
     Now, whatever program is being traced; and beside the textbook form, on sequences that end
-    within a tile and with it.
+    within a tile and with it, from all of their tokens and from the first ones alone.
     """
     shape, lengths = (2, 192, 1, 64), np.array([100, 192], np.int32)
     draw = np.random.default_rng(0).normal
-    qkv = [draw(size=shape).astype(jnp.bfloat16) for _ in range(3)]
+    q, k, v = (draw(size=shape).astype(jnp.bfloat16) for _ in range(3))
     wanted = draw(size=shape) * (np.arange(192) < lengths[:, None])[..., None, None]
 
-    def run(attend):
+    def run(attend, queries):
         def score(*qkv):
-            out = attend(*qkv, lengths).astype(jnp.float32) * wanted
+            out = attend(*qkv, lengths).astype(jnp.float32) * wanted[:, :queries]
             return out.sum(), out
 
-        gradients, out = jax.jit(jax.grad(score, (0, 1, 2), has_aux=True))(*qkv)
+        gradients, out = jax.jit(jax.grad(score, (0, 1, 2), has_aux=True))(q[:, :queries], k, v)
         return [np.asarray(array, np.float32) for array in (*gradients, out)]
 
+    stock = functools.partial(attention, backend="stock")
     try:
         with jax.ensure_compile_time_eval():
-            found, expected = run(_cudnn), run(functools.partial(attention, backend="stock"))
+            found, expected = (run(f, 192) + run(f, 101) for f in (_cudnn, stock))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
     else:
@@ -186,30 +189,32 @@ def _chunked(q: Array, k: Array, v: Array, lengths: Array) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-    """[B, T, H, d]; head widths are padded to the multiple of 8 that the kernel asks for."""
-    width = q.shape[-1]
+    """Heads are padded to widths that the kernel knows, multiples of 8, few queries to a tile."""
+    tokens, width = q.shape[1], q.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
+    q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
+    if tokens < k.shape[1]:
+        q = _padded(q, _TILE)
     out = jax.nn.dot_product_attention(
-        *(jnp.pad(x, pad) for x in (q, k, v)),
-        scale=width**-0.5,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
+        q, k, v, scale=width**-0.5, key_value_seq_lengths=lengths, implementation="cudnn"
     )
-    return out[..., :width]
+    return out[:, :tokens, :, :width]
 
 
 def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = False) -> Array:
-    """[B, T, H, d]; lengths become segments, so that padding attends to padding."""
+    """Lengths become segments, so that padding attends to padding."""
     tokens, heads, width = q.shape[1:]
-    pad = ((0, 0), (0, 0), (0, -tokens % 128), (0, 0))
     q = (q.astype(jnp.float32) * width**-0.5).astype(k.dtype)  # the kernel does not scale
-    q, k, v = (jnp.pad(_swap(x), pad) for x in (q, k, v))
-    length = q.shape[2]
-    block = next(size for size in (512, 256, 128) if length % size == 0)
+    q, k, v = (_swap(_padded(x, _TILE)) for x in (q, k, v))
+    queries, keys = q.shape[2], k.shape[2]
+    of_q, of_kv = (
+        next(size for size in (512, 256, 128) if length % size == 0) for length in (queries, keys)
+    )
     kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
         block_sizes=splash.BlockSizes(
-            **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")},
+            **{f"block_{name}": of_q for name in ("q", "q_dkv", "q_dq")},
+            **{f"block_{name}": of_kv for name in ("kv", "kv_dkv", "kv_dq")},
             # As the products before leave them: heads narrower than a tile's 128 lanes, as all
             # published ones are, along its sublanes.
             **{f"{name}_layout": splash.QKVLayout.SEQ_MINOR for name in ("q", "k", "v")},
@@ -219,7 +224,12 @@ def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = Fals
     )
 
     def one_image(q, k, v, valid):
-        segment = (jnp.arange(length) < valid).astype(jnp.int32)
-        return kernel(q, k, v, segment_ids=splash.SegmentIds(q=segment, kv=segment))
+        of_q, of_kv = ((jnp.arange(length) < valid).astype(jnp.int32) for length in (queries, keys))
+        return kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_q, kv=of_kv))
 
     return _swap(jax.vmap(one_image)(q, k, v, lengths)[:, :, :tokens])
+
+
+def _padded(x: Array, multiple: int) -> Array:
+    """[B, T, ...] with zeros up to a multiple."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))

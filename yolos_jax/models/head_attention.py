@@ -34,7 +34,7 @@ _POWER = (0.69314698, 0.24022242, 0.055507337, 0.0096715127, 0.0013264727)
 
 
 def make(saved: str):
-    """Returns ``attend(q, k, v, lengths)``, see ``attention.attention``, of [B, T, H, d].
+    """Returns ``attend(q, k, v, lengths)``, see ``attention.attention``.
 
     Args:
       saved: the name under which a rematerialisation policy finds what the backward pass needs.
@@ -77,7 +77,7 @@ def _forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Array
     count = _chunks(tokens)
     size = -(-tokens // count)  # what is too much is cut off the last one's start: computed twice
     mean = _mean(k, lengths)
-    k, v = (_padded(x, _rounded(tokens, _COLUMNS)) for x in (k, v))
+    k, v = (_padded(x, _rounded(k.shape[1], _COLUMNS)) for x in (k, v))
     masked = _mask(k.shape[1], lengths)
 
     def one_head(index, found):
@@ -144,7 +144,7 @@ def _backward(q, k, v, lengths, out, total, gradient):
     q, gradient, total, delta = (_padded(x, count * size) for x in (q, gradient, total, delta))
     # A head's numbers side by side: read with a stride, they would take half of the powers' time.
     total, delta = (x.transpose(0, 2, 1) for x in (total, delta))
-    masked = _mask(tokens, lengths)[..., None]
+    masked = _mask(k.shape[1], lengths)[..., None]
 
     def one_head(index, found):
         image, head = index // heads, index % heads
@@ -178,8 +178,8 @@ def _backward(q, k, v, lengths, out, total, gradient):
     found = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     of_q, of_k, of_v = jax.lax.fori_loop(0, batch * heads, one_head, found)
     scale = np.float32(width**-0.5)
-    gradients = of_q.transpose(0, 3, 1, 2) * scale, of_k * scale, of_v
-    return tuple(x[:, :tokens].astype(y.dtype) for x, y in zip(gradients, (q, k, v), strict=True))
+    gradients = of_q.transpose(0, 3, 1, 2)[:, :tokens] * scale, of_k * scale, of_v
+    return tuple(x.astype(y.dtype) for x, y in zip(gradients, (q, k, v), strict=True))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -106,7 +106,7 @@ class Linear(nn.Module):
 
 
 class Projections(nn.Module):
-    """Several linear layers of the same tokens, whose weights lie side by side in one kernel."""
+    """Several linear layers whose weights lie side by side in one kernel."""
 
     count: int
     features: int  # of each
@@ -114,11 +114,12 @@ class Projections(nn.Module):
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x: Array) -> list[Array]:
-        """float [..., D] -> ``count`` times [..., features]."""
+    def __call__(self, *inputs: Array) -> list[Array]:
+        """One input for each, float [..., D] -> [..., features]."""
         width = self.count * self.features
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], width), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (inputs[0].shape[-1], width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        parts = zip(jnp.split(kernel, self.count, 1), jnp.split(bias, self.count), strict=True)
-        return [add_bias(product(x, weights), offset) for weights, offset in parts]
+        kernels = jnp.split(kernel.astype(self.dtype), self.count, 1)
+        products = map(product, (x.astype(self.dtype) for x in inputs), kernels)
+        biases = jnp.split(bias, self.count)
+        return [add_bias(x, offset) for x, offset in zip(products, biases, strict=True)]

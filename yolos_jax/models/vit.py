@@ -22,6 +22,7 @@ from yolos_jax.models.norm import LayerNorm
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Array], Array]
 Place = Callable[[Array], Array]
+Params = dict[str, Any]
 
 REMAT = ("none", "default", "full")
 
@@ -36,18 +37,12 @@ class Mid(NamedTuple):
     resizer: position.Resizer
 
     def positions(self, index: Array, place: Place) -> Array:
-        """float32 [B, T, D] to add after block ``index``; zeros after the last.
+        """float32 [B, T, D] to add after block ``index``, which is not the last.
 
         Picked inside the scanned block, one table is alive at a time; the gradient is added in
-        place. (Scanned over with zeros for the last block, the tables would be copied whole, in
-        both passes.)
+        place. (Scanned over, the tables would be copied whole, in both passes.)
         """
-        last = self.tables["cls"].shape[0]
-
-        def pick(tables):
-            return jnp.where(index < last, tables[jnp.minimum(index, last - 1)], 0)
-
-        return position.token_positions(jax.tree.map(pick, self.tables), self.resizer, place)
+        return position.token_positions(_pick(self.tables, index), self.resizer, place)
 
 
 @jax.custom_vjp
@@ -99,12 +94,25 @@ class SelfAttention(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, tokens: Array, lengths: Array) -> tuple[Array, tuple[Array, Array]]:
-        """float [B, T, D], int32 [B] -> [B, T, D] and the queries and keys [B, T, H, d]."""
+    def __call__(
+        self, tokens: Array, lengths: Array, wanted: int
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """What the first tokens see in all.
+
+        Args:
+          tokens: float [B, T, D].
+          lengths: int32 [B].
+          wanted: W, how many.
+
+        Returns:
+          [B, W, D], and the queries [B, W, H, d] and keys [B, T, H, d].
+        """
         width = tokens.shape[-1]
-        qkv = Projections(3, width, self.dtype, weight_init, name="qkv")(tokens)
-        q, k, v = (x.reshape(*tokens.shape[:2], self.heads, -1) for x in qkv)
-        out = self.attend(q, k, v, lengths).reshape(tokens.shape)
+        project = Projections(3, width, self.dtype, weight_init, name="qkv")
+        qkv = project(tokens[:, :wanted], tokens, tokens)
+        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in qkv)
+        out = self.attend(q, k, v, lengths)
+        out = out.reshape(*out.shape[:2], width)
         return Linear(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
 
 
@@ -113,18 +121,19 @@ class Mlp(nn.Module):
 
     width: int
     dtype: Any
+    place: Place
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         hidden = Linear(self.width, dtype=self.dtype, kernel_init=weight_init, name="fc1")(tokens)
-        hidden = gelu(hidden)
+        hidden = self.place(gelu(hidden))
         return Linear(tokens.shape[-1], dtype=self.dtype, kernel_init=weight_init, name="fc2")(
             hidden
         )
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, then the mid position table, if there is one."""
+    """Pre-norm attention and MLP."""
 
     heads: int
     mlp_width: int
@@ -132,73 +141,115 @@ class Block(nn.Module):
     dtype: Any
     attend: Attend
     place: Place  # says where tokens live; without it the compiler spreads widths over devices
-    capture: bool
 
     @nn.compact
     def __call__(
-        self, tokens: Array, index: Array, lengths: Array, mid: Mid | None
-    ) -> tuple[Array, tuple[Array, Array, Array] | None]:
-        """One block.
+        self, tokens: Array, lengths: Array, wanted: int
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """One block, for the first ``wanted`` tokens.
 
         Args:
           tokens: float32 [B, T, D].
-          index: int32 [], which block this is.
           lengths: int32 [B].
-          mid: the tables of all blocks but the last.
+          wanted: W.
 
         Returns:
-          The next block's tokens and, when capturing, (tokens without the mid table, queries,
-          keys).
+          float32 [B, W, D], and what attention compared, queries and keys.
         """
         attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
         tokens = self.place(tokens)
-        attended, (q, k) = attend(LayerNorm(self.layer_norm_eps, name="norm1")(tokens), lengths)
-        tokens = self.place(tokens + attended)
+        normed = LayerNorm(self.layer_norm_eps, name="norm1")(tokens)
+        attended, compared = attend(normed, lengths, wanted)
+        tokens = self.place(tokens[:, :wanted] + attended)
         normed = LayerNorm(self.layer_norm_eps, name="norm2")(tokens)
-        tokens = self.place(tokens + Mlp(self.mlp_width, self.dtype, name="mlp")(normed))
-        captured = (tokens, q, k) if self.capture else None
-        if mid is not None:
-            tokens += mid.positions(index, self.place)
-        return tokens, captured
+        mlp = Mlp(self.mlp_width, self.dtype, self.place, name="mlp")
+        tokens = self.place(tokens + mlp(normed))
+        return tokens, compared
 
 
-def blocks(
-    *,
-    depth: int,
-    heads: int,
-    mlp_width: int,
-    layer_norm_eps: float,
-    dtype: Any,
-    attend: Attend,
-    place: Place,
-    scan: bool,
-    remat: str,
-    capture: bool,
-) -> nn.Module:
-    """A stack of blocks named ``blocks`` whose parameters are stacked on axis 0.
+class Captured(NamedTuple):
+    """What happened inside."""
 
-    Args:
-      depth, heads, mlp_width, dtype: of the blocks.
-      attend: (q, k, v [B, T, H, d], lengths [B]) -> [B, T, H, d].
-      place: tokens [B, T, D] -> the same, each image's on the device that has the image.
-      scan: one compiled block, run ``depth`` times; False: ``depth`` blocks in the program.
-      remat: what the forward pass keeps for the backward pass: 'none' (everything), 'default'
-        (a block's input and its attention's output), 'full' (a block's input).
-      capture: also return what every block computed, stacked on axis 0.
+    blocks: Array  # float32 [L, B, T, D]: what each block gave, before position tables are added.
+    queries: Array  # float [B, T, H, d]: of the last block.
+    keys: Array
 
-    Returns:
-      A module with Block's signature, to be called with ``jnp.arange(depth)`` for the index.
-    """
-    block = Block
-    if remat != "none":
-        policy = attention.save_attention if remat == "default" else None
-        block = nn.remat(Block, policy=policy, prevent_cse=not scan)
-    stack = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=depth,
-        unroll=1 if scan else depth,
-    )
-    return stack(heads, mlp_width, layer_norm_eps, dtype, attend, place, capture, name="blocks")
+
+class Blocks(NamedTuple):
+    """A stack of blocks; their parameters are those of one, stacked on axis 0."""
+
+    block: Block
+    depth: int  # L
+    scan: bool  # one compiled block, run L - 1 times, and the last; False: all in the program.
+    # What the forward pass keeps for the backward pass: 'none' (everything), 'default' (a block's
+    # input and its attention's output), 'full' (a block's input).
+    remat: str
+
+    def init(self, rng: Array, width: int) -> Params:
+        """Draws parameters for tokens of width D."""
+        block = self.block.clone(attend=lambda q, k, v, lengths: v, place=lambda tokens: tokens)
+        tokens, lengths = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
+
+        def draw(rng):
+            return block.init(rng, tokens, lengths, 1)["params"]
+
+        return jax.vmap(draw)(jax.random.split(rng, self.depth))
+
+    def apply(
+        self,
+        params: Params,
+        tokens: Array,
+        lengths: Array,
+        mid: Mid | None,
+        *,
+        wanted: int,
+        capture: bool = False,
+    ) -> tuple[Array, Captured | None]:
+        """Runs all blocks; the last computes no more than is wanted of it.
+
+        Where that are few tokens, it is a twelfth less (1 / L) of nearly everything, in both
+        passes: the others are there for the last attention's keys and values only.
+
+        Args:
+          params: of all blocks.
+          tokens: float32 [B, T, D].
+          lengths: int32 [B].
+          mid: position tables to add after all blocks but the last.
+          wanted: W, how many of the first tokens are wanted.
+          capture: also return what every block gave.
+
+        Returns:
+          float32 [B, W, D], and what was captured.
+        """
+
+        def run(tokens, index, wanted):
+            own = {"params": _pick(params, index)}  # in the block: its backward pass keeps none
+            return self.block.apply(own, tokens, lengths, wanted)
+
+        def inner(tokens, index):
+            given, _ = run(tokens, index, tokens.shape[1])
+            following = given if mid is None else given + mid.positions(index, self.block.place)
+            return following, given if capture else None
+
+        def last(tokens):
+            given, compared = run(tokens, self.depth - 1, wanted)
+            return given, compared if capture else None
+
+        tokens, each = jax.lax.scan(
+            self._remat(inner), tokens, jnp.arange(self.depth - 1), unroll=not self.scan
+        )
+        tokens, compared = self._remat(last)(tokens)
+        if not capture:
+            return tokens, None
+        return tokens, Captured(jnp.concatenate([each, tokens[None]]), *compared)
+
+    def _remat(self, function):
+        if self.remat == "none":
+            return function
+        policy = attention.save_attention if self.remat == "default" else None
+        return jax.checkpoint(function, policy=policy, prevent_cse=not self.scan)
+
+
+def _pick(stacked: Any, index: Array | int) -> Any:
+    """One of each array's, along axis 0."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)

@@ -75,9 +75,8 @@ class Backbone(nn.Module):
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Array, dict[str, Array]]:
         """Returns normalised tokens, float32 [B, 1 + Q (all T when capturing), D], and captures."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        num_queries = config.num_queries
-        prefix = 1 + num_queries
+        config = self.config
+        prefix = 1 + config.num_queries
         placement = position.place(batch.grid, batch.patches.shape[1], self._cells, prefix)
         lengths = prefix + jnp.prod(batch.grid, axis=1)
         # The residual stream is float32 whatever the type of the products, as under torch's
@@ -85,27 +84,18 @@ class Backbone(nn.Module):
         tokens = self._embed(batch, placement)
         captured = {"embed": tokens}
 
-        blocks = vit.blocks(
-            depth=config.depth,
-            heads=config.heads,
-            mlp_width=config.mlp_width,
-            layer_norm_eps=config.layer_norm_eps,
-            dtype=dtype,
-            attend=self.attend,
-            place=self.place,
-            scan=config.scan,
-            remat=config.remat,
-            capture=self.capture,
-        )
+        blocks = self._blocks()
+        params = self.param("blocks", blocks.init, config.width)
         mid = self._mid(batch.grid, placement)
-        tokens, per_block = blocks(tokens, jnp.arange(config.depth), lengths, mid)
-        if not self.capture:
-            tokens = tokens[:, :prefix]
+        wanted = tokens.shape[1] if self.capture else prefix
+        tokens, inside = blocks.apply(
+            params, tokens, lengths, mid, wanted=wanted, capture=self.capture
+        )
         tokens = LayerNorm(config.layer_norm_eps, name="norm")(tokens)
-        if self.capture:
-            captured["blocks"], q, k = per_block
+        if inside is not None:
+            captured["blocks"] = inside.blocks
             captured["norm"] = tokens
-            captured["attention"] = attention.attention_map(q[-1], k[-1], lengths)
+            captured["attention"] = attention.attention_map(inside.queries, inside.keys, lengths)
         return tokens, captured
 
     @property
@@ -113,6 +103,19 @@ class Backbone(nn.Module):
         """The common grid of the batch's images, its rows whole tiles of a TPU."""
         rows, cols = self.bounds
         return rows, -(-cols // 8) * 8
+
+    def _blocks(self) -> vit.Blocks:
+        config = self.config
+        block = vit.Block(
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            layer_norm_eps=config.layer_norm_eps,
+            dtype=jnp.dtype(config.dtype),
+            attend=self.attend,
+            place=self.place,
+            parent=None,
+        )
+        return vit.Blocks(block, config.depth, config.scan, config.remat)
 
     def _embed(self, batch: Batch, placement: position.Placement) -> Array:
         """float32 [B, 1 + Q + N, D]: what the first block sees."""
@@ -139,7 +142,7 @@ class Backbone(nn.Module):
 
     def _mid(self, grid: Array, placement: position.Placement) -> vit.Mid | None:
         config = self.config
-        if not config.mid_position_grid:
+        if not config.mid_position_grid or config.depth == 1:
             return None
         tables = PositionTable(
             config.mid_position_grid,
