@@ -189,24 +189,41 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Adam's direction as torch has it, with the state of optax.scale_by_adam.
+
+    ``update`` takes ``finite``, bool []: where it is False, the state stays as it is and what comes
+    out means nothing.
 
     optax computes the bias corrections as 1 - b ** count in float32: with b2 = 0.999 the first
     steps are 6e-6 too short in every parameter at once, which ten steps at a learning rate of 1e-3
     turn into losses 4e-4 from torch's. expm1 keeps all digits.
     """
 
-    def update(gradients: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
-        del params
+    def update(
+        gradients: Tree,
+        state: Any,
+        params: Tree | None = None,
+        *,
+        finite: Array | bool = True,
+        **others: Any,
+    ) -> tuple[Tree, Any]:
+        del params, others
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
         nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        after = optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        # XLA would compute the moments once more for the parameters, on the CPU from copies of the
+        # old ones, since the new ones are put in their place.
+        mu, nu = jax.lax.platform_dependent(
+            (after.mu, after.nu), cpu=jax.lax.optimization_barrier, default=lambda moments: moments
+        )
         rest1, rest2 = (-jnp.expm1(count * (math.log(b) if b else -math.inf)) for b in (b1, b2))
         updates = jax.tree.map(lambda m, v: m / rest1 / (jnp.sqrt(v / rest2) + eps), mu, nu)
-        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+        return updates, after
 
-    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def apply_updates(trainable: Tree, updates: Tree, lr: Array) -> Tree:

@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
 class Updater(NamedTuple):
     """The rules by which a run's state changes; pure functions, to be compiled by others."""
 
-    optimizer: optax.GradientTransformation  # for the trainable parameters
+    optimizer: optax.GradientTransformationExtraArgs  # of ``optimizer.make_optimizer``
     freeze: Sequence[str]  # regular expressions of the paths of the others
     ema_decay: float  # 0: no average
 
@@ -57,12 +57,16 @@ class Updater(NamedTuple):
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         trainable, frozen = self.partition(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, trainable)
+        updates, opt_state = self.optimizer.update(
+            gradients, state.opt_state, trainable, finite=finite
+        )
         trainable = optimizer_lib.apply_updates(trainable, updates, lr)
         params = optimizer_lib.merge(trainable, frozen)
         ema = state.ema
         if ema is not None:
             ema = optimizer_lib.update_ema(ema, params, self.ema_decay)
-        after = state._replace(params=params, opt_state=opt_state, ema=ema)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        return after._replace(step=state.step + 1), {"grad_norm": norm, "finite": finite}
+        params, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, ema), (state.params, state.ema)
+        )
+        after = TrainState(state.step + 1, params, opt_state, ema)
+        return after, {"grad_norm": norm, "finite": finite}

@@ -231,8 +231,12 @@ class Blocks(NamedTuple):
             following = given if mid is None else given + mid.positions(index, self.block.place)
             return following, given if capture else None
 
+        # Were its number known, the compiler would add the last block's gradient to all blocks' as
+        # an array of that size; so it is added in place.
+        number = jax.lax.optimization_barrier(jnp.int32(self.depth - 1))
+
         def last(tokens):
-            given, compared = run(tokens, self.depth - 1, wanted)
+            given, compared = run(tokens, number, wanted)
             return given, compared if capture else None
 
         tokens, each = jax.lax.scan(
