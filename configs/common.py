@@ -48,7 +48,7 @@ def _model() -> ConfigDict:
     model.layer_norm_eps = 1e-6  # 1e-12 in the weights on the Hugging Face hub
     model.dtype = "bfloat16"  # of matrix products; 'float32' or 'bfloat16'
     model.attention = "auto"  # of a YOLOS; models/attention.py lists the backends
-    model.scan = True  # one compiled block, scanned; False: blocks unrolled
+    model.scan = True  # one compiled block for all but the last; False: each its own
     model.remat = "default"  # what the forward pass keeps: 'none', 'default', 'full'
     model.detr = _detr()
     return model

@@ -230,7 +230,6 @@ def test_forward_gathers_parameters_where_they_are_spread(compiled):
             )
             if not sharding.is_fully_replicated
         ]
-        # A mid table for every block, for the last one too, where it is not used.
         assert 0.9 * sum(spread) <= gathered <= 1.1 * sum(spread)
 
 

@@ -24,6 +24,8 @@ COMMANDS = {
     "eval.py": ("eval", "eval.run", "--checkpoint c --data_root d", "eval.py"),
     "predict": ("yolos_jax.predict", "yolos_jax.predict.run", "c p --out o", "predict"),
     "attend": ("yolos_jax.attend", "yolos_jax.attend.run", "c p --out o.png", "attend"),
+    "validate": ("yolos_jax.data.validate", "yolos_jax.data.validate.validate", None, "validate"),
+    "records": ("yolos_jax.data.records", "yolos_jax.data.records.run", "a b", "records"),
     "convert": (
         "convert_torch_weights",
         "yolos_jax.convert.command.convert",
@@ -34,10 +36,12 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_ends_with_one_line(command, monkeypatch, capsys):
+def test_a_command_ends_with_one_line(command, monkeypatch, capsys, tmp_path):
     module, work, arguments, name = COMMANDS[command]
+    if arguments is None:  # it looks for its folder before anything else
+        arguments = f"{tmp_path} --annotations a --images b"
 
-    def interrupted(args):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(work, interrupted)

@@ -131,8 +131,10 @@ def merge(trainable: Tree, frozen: Tree) -> Tree:
 
 def make_optimizer(
     config: Mapping[str, Any], trainable: Tree, rules: Sequence[Rule] = YOLOS_RULES
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam and decoupled weight decay: what is subtracted, before the learning rate.
+
+    Its ``update`` takes ``finite``, as that of ``scale_by_adam``.
 
     Args:
       config: the ``optimizer`` part of the configuration.

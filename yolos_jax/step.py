@@ -51,7 +51,9 @@ class TrainStep:
     are ``forward`` and ``accumulate``, and ``zeros`` and ``apply`` once for all buckets.
     """
 
-    def __init__(self, model: Any, optimizer: optax.GradientTransformation, mesh: Any, config: Any):
+    def __init__(
+        self, model: Any, optimizer: optax.GradientTransformationExtraArgs, mesh: Any, config: Any
+    ):
         """Compiles nothing yet.
 
         Args:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from yolos_jax import interrupt
 from yolos_jax.data import clean, files, packing, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.index import picture_path
@@ -173,23 +174,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     flags = parse(arguments)
     try:
-        if not files.is_folder(flags.root):
-            raise ValueError(f"no such folder: {flags.root!r}")
-        for annotations, images in splits(flags):
-            said = pack(
-                flags.root,
-                flags.out,
-                annotations,
-                images,
-                shard_bytes=flags.shard_size_mb << 20,
-                shard_count=flags.shards,
-                workers=flags.workers,
-                on_error=flags.on_error,
-            )
-            print(said, flush=True)
-        print(f"to train from it: --config.data.root={flags.out}")
+        with interrupt.one_line("records"):
+            run(flags)
     except (ValueError, OSError) as error:
         sys.exit(f"records: {error}")
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Packs the splits that are asked for; raises as ``pack``."""
+    if not files.is_folder(flags.root):
+        raise ValueError(f"no such folder: {flags.root!r}")
+    for annotation_file, folder in splits(flags):
+        said = pack(
+            flags.root,
+            flags.out,
+            annotation_file,
+            folder,
+            shard_bytes=flags.shard_size_mb << 20,
+            shard_count=flags.shards,
+            workers=flags.workers,
+            on_error=flags.on_error,
+        )
+        print(said, flush=True)
+    print(f"to train from it: --config.data.root={flags.out}")
 
 
 if __name__ == "__main__":

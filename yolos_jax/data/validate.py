@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from tqdm import tqdm
 
+from yolos_jax import interrupt
 from yolos_jax.data import clean, files, image, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.index import picture_path
@@ -285,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{flags.root!r} has neither {PUBLISHED[0][0]} nor {PUBLISHED[1][0]}; "
                 "name the files with --annotations and --images"
             )
-    text, errors = report(validate(flags.root, splits, flags.exif))
+    with interrupt.one_line("validate"):
+        text, errors = report(validate(flags.root, splits, flags.exif))
     print(text)
     return 1 if errors else 0
 

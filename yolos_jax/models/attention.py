@@ -189,7 +189,7 @@ def _chunked(q: Array, k: Array, v: Array, lengths: Array) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-    """Heads are padded to widths that the kernel knows, multiples of 8, few queries to a tile."""
+    """Heads are padded to a multiple of 8, which the kernel asks for, and few queries to a tile."""
     tokens, width = q.shape[1], q.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
     q, k, v = (jnp.pad(x, pad) for x in (q, k, v))

@@ -215,7 +215,7 @@ def _stack(
       depth: how many.
       inputs: how many arguments every layer gets besides the tokens.
       scan: one compiled layer, run ``depth`` times; False: all of them in the program.
-      remat: as of ``vit.blocks``; 'default' keeps what attentions gave.
+      remat: as of ``vit.Blocks``; 'default' keeps what attentions gave.
     """
     if remat != "none":
         save = jax.checkpoint_policies.save_only_these_names(masked_attention.SAVED)

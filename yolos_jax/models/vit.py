@@ -92,6 +92,7 @@ class SelfAttention(nn.Module):
     heads: int
     dtype: Any
     attend: Attend
+    place: Place
 
     @nn.compact
     def __call__(
@@ -109,9 +110,9 @@ class SelfAttention(nn.Module):
         """
         width = tokens.shape[-1]
         project = Projections(3, width, self.dtype, weight_init, name="qkv")
-        qkv = project(tokens[:, :wanted], tokens, tokens)
-        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in qkv)
-        out = self.attend(q, k, v, lengths)
+        qkv = project(self.place(tokens[:, :wanted]), tokens, tokens)
+        q, k, v = (self.place(x.reshape(*x.shape[:2], self.heads, -1)) for x in qkv)
+        out = self.place(self.attend(q, k, v, lengths))
         out = out.reshape(*out.shape[:2], width)
         return Linear(width, dtype=self.dtype, kernel_init=weight_init, name="out")(out), (q, k)
 
@@ -156,7 +157,7 @@ class Block(nn.Module):
         Returns:
           float32 [B, W, D], and what attention compared, queries and keys.
         """
-        attend = SelfAttention(self.heads, self.dtype, self.attend, name="attention")
+        attend = SelfAttention(self.heads, self.dtype, self.attend, self.place, name="attention")
         tokens = self.place(tokens)
         normed = LayerNorm(self.layer_norm_eps, name="norm1")(tokens)
         attended, compared = attend(normed, lengths, wanted)
@@ -207,8 +208,8 @@ class Blocks(NamedTuple):
     ) -> tuple[Array, Captured | None]:
         """Runs all blocks; the last computes no more than is wanted of it.
 
-        Where that are few tokens, it is a twelfth less (1 / L) of nearly everything, in both
-        passes: the others are there for the last attention's keys and values only.
+        Where W is small, this saves 1 / L of nearly everything, in both passes: the last block's
+        other tokens serve as keys and values only.
 
         Args:
           params: of all blocks.
@@ -223,7 +224,7 @@ class Blocks(NamedTuple):
         """
 
         def run(tokens, index, wanted):
-            own = {"params": _pick(params, index)}  # in the block: its backward pass keeps none
+            own = {"params": _pick(params, index)}  # here, where rematerialisation picks them anew
             return self.block.apply(own, tokens, lengths, wanted)
 
         def inner(tokens, index):
