@@ -193,6 +193,17 @@ def test_captures():
     np.testing.assert_allclose(captured["norm"], normed * norm["scale"] + norm["bias"], atol=1e-4)
 
 
+@pytest.mark.parametrize("mid", [(), (3, 4)])
+def test_a_single_block_is_the_last(mid):
+    batch = draw_batch([[4, 5], [2, 3]], 24)
+    model = tiny(depth=1, mid_position_grid=mid)
+    params = model.init(jax.random.key(0))
+    outputs, captured = model.apply(params, batch, bounds=(5, 5), capture=True)
+    plain = model.apply(params, batch, bounds=(5, 5))
+    assert captured["blocks"].shape == (1, 2, 30, 32)
+    np.testing.assert_allclose(outputs.pred_logits, plain.pred_logits, atol=1e-6)
+
+
 def test_devices_share_a_batch():
     batch = draw_batch([[4, 5], [2, 3], [5, 4], [1, 1]] * 2, 24)
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))

@@ -170,6 +170,16 @@ def test_first_steps_have_the_length_of_the_learning_rate():
     np.testing.assert_allclose(updates["a"], [1, -1], rtol=3e-7)
 
 
+def test_moments_stay_where_gradients_are_not_finite():
+    adam = optimizer.scale_by_adam(0.9, 0.999, 1e-8)
+    _, state = adam.update({"a": jnp.array([2.0, -3.0])}, adam.init({"a": jnp.zeros(2)}))
+    broken = {"a": jnp.array([jnp.nan, 1.0])}
+    _, after = jax.jit(adam.update)(broken, state, finite=jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    _, after = jax.jit(adam.update)(broken, state, finite=jnp.array(True))
+    assert int(after.count) == 2 and np.isnan(after.mu["a"][0])
+
+
 def test_clipping_leaves_short_gradients_alone():
     clip = optimizer.clip_by_global_norm(5.0)
     for gradient, expected in (([3.0, 4.0], 1 / (1 + 2e-7)), ([0.3, 0.4], 1), ([30, 40], 0.1)):

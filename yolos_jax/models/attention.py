@@ -194,7 +194,7 @@ def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
     q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
     if tokens < k.shape[1]:
-        q = _padded(q, _TILE)
+        q = _whole_tiles(q)
     out = jax.nn.dot_product_attention(
         q, k, v, scale=width**-0.5, key_value_seq_lengths=lengths, implementation="cudnn"
     )
@@ -205,7 +205,7 @@ def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = Fals
     """Lengths become segments, so that padding attends to padding."""
     tokens, heads, width = q.shape[1:]
     q = (q.astype(jnp.float32) * width**-0.5).astype(k.dtype)  # the kernel does not scale
-    q, k, v = (_swap(_padded(x, _TILE)) for x in (q, k, v))
+    q, k, v = (_swap(_whole_tiles(x)) for x in (q, k, v))
     queries, keys = q.shape[2], k.shape[2]
     of_q, of_kv = (
         next(size for size in (512, 256, 128) if length % size == 0) for length in (queries, keys)
@@ -230,6 +230,6 @@ def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = Fals
     return _swap(jax.vmap(one_image)(q, k, v, lengths)[:, :, :tokens])
 
 
-def _padded(x: Array, multiple: int) -> Array:
-    """[B, T, ...] with zeros up to a multiple."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2))
+def _whole_tiles(x: Array) -> Array:
+    """[B, T, H, d] with zeros up to a multiple of _TILE tokens."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _TILE), (0, 0), (0, 0)))
