@@ -196,10 +196,10 @@ def test_captures():
 @pytest.mark.parametrize("mid", [(), (3, 4)])
 def test_a_single_block_is_the_last(mid):
     batch = draw_batch([[4, 5], [2, 3]], 24)
-    model = tiny(depth=1, mid_position_grid=mid)
-    params = model.init(jax.random.key(0))
-    outputs, captured = model.apply(params, batch, bounds=(5, 5), capture=True)
-    plain = model.apply(params, batch, bounds=(5, 5))
+    changes = {"depth": 1, "mid_position_grid": mid}
+    params = jax.jit(tiny(**changes).init)(jax.random.key(0))
+    outputs, captured = forward((5, 5), capture=True, **changes)(params, batch)
+    plain = forward((5, 5), **changes)(params, batch)
     assert captured["blocks"].shape == (1, 2, 30, 32)
     np.testing.assert_allclose(outputs.pred_logits, plain.pred_logits, atol=1e-6)
 
