@@ -41,9 +41,7 @@ def measure(index: Index, recipe: str, batch_size: int, workers: int, rounds: in
     config = importlib.import_module(f"configs.{RECIPES[recipe]}").get_config()
     drawn = plan_lib.Recipe.from_config(config, config.model.patch_size)
     buckets = plan_lib.choose_buckets(index, drawn, config.buckets.count, 8, 101)
-    plan = plan_lib.make_plan(
-        index, drawn, buckets, seed=0, epoch=0, batch_size=batch_size, window=config.buckets.window
-    )
+    plan = plan_lib.make_plan(index, drawn, buckets, seed=0, epoch=0, batch_size=batch_size)
     draws = augment.draw(index, drawn, seed=0, epoch=0)
     differences = check(index, plan, draws)
     own = np.arange(batch_size)

@@ -62,7 +62,7 @@ def training_plan(config: Any, batch_size: int, count: int = PICTURES) -> plan_l
         seed=0,
         epoch=0,
         batch_size=batch_size,
-        window=config.buckets.window,
+        grouped=config.buckets.grouped,
     )
 
 

@@ -30,11 +30,11 @@ def main() -> None:
     prefix = 1 + config.model.num_queries
     shape = (config.buckets.count, config.buckets.multiple, prefix)
     buckets = choose_buckets(index, recipe, *shape)
-    plan = make_plan(index, recipe, buckets, seed=0, epoch=0, batch_size=64, window=64)
+    plan = make_plan(index, recipe, buckets, seed=0, epoch=0, batch_size=64)
     tasks = {
         "choose buckets, once per run": lambda: choose_buckets(index, recipe, *shape),
         "plan, once per epoch": lambda: make_plan(
-            index, recipe, buckets, seed=0, epoch=1, batch_size=64, window=64
+            index, recipe, buckets, seed=0, epoch=1, batch_size=64
         ),
         "fingerprint": plan.fingerprint,
     }

@@ -120,7 +120,7 @@ def _buckets() -> ConfigDict:
     buckets = ConfigDict()
     buckets.count = 8  # static shapes at most; each is two compiled programs
     buckets.multiple = 128  # of the whole sequence: 1 + Q + N; of sides of training's canvases
-    buckets.window = 64  # global batches within which images are grouped by shape; 1: off
+    buckets.grouped = True  # pictures of one shape share a step; False: steps at random
     return buckets
 
 

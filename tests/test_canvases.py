@@ -30,7 +30,7 @@ def coco():
 def plan(coco):
     config = detr_r50.get_config().buckets
     canvases = Canvases().buckets(coco, RECIPE, config.count, config.multiple)
-    return make_plan(coco, RECIPE, canvases, seed=0, epoch=0, batch_size=64, window=config.window)
+    return make_plan(coco, RECIPE, canvases, seed=0, epoch=0, batch_size=64)
 
 
 def test_few_canvases_waste_little(plan):
@@ -126,7 +126,13 @@ def test_training_pictures_are_cut_resized_and_mirrored_as_planned(tmp_path):
     write(tmp_path, {f"{i}.png": (saver(smooth(60 + i, 80, i)), 60 + i, 80) for i in range(8)})
     index = load(tmp_path)
     plan = make_plan(
-        index, SMALL, choose_canvases(index, SMALL, 3, 8), seed=1, epoch=0, batch_size=4, window=1
+        index,
+        SMALL,
+        choose_canvases(index, SMALL, 3, 8),
+        seed=1,
+        epoch=0,
+        batch_size=4,
+        grouped=False,
     )
     for step, host_batch in enumerate(host_batches(index, plan, workers=2)):
         for row in range(4):

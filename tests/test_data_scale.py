@@ -134,7 +134,7 @@ def resident():
 after = []
 for epoch in range(6):
     made = plan.make_plan(
-        data, recipe, buckets, seed=0, epoch=epoch, batch_size=16, window=8
+        data, recipe, buckets, seed=0, epoch=epoch, batch_size=16
     )
     seen = 0
     for batch in pipeline.host_batches(data, made, host_rows=np.arange(16)):

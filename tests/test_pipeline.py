@@ -122,7 +122,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo_plan(demo):
     buckets = choose_buckets(demo, TRAIN, 3, 8, 9)
-    return make_plan(demo, TRAIN, buckets, seed=0, epoch=0, batch_size=8, window=2)
+    return make_plan(demo, TRAIN, buckets, seed=0, epoch=0, batch_size=8)
 
 
 @pytest.mark.parametrize("option", ["ignore", "apply"])
@@ -196,7 +196,7 @@ def test_crops_are_those_of_the_reference_resampled_once(tmp_path):
     )
     index = load(tmp_path)
     buckets = choose_buckets(index, TRAIN, 3, 8, 9)
-    plan = make_plan(index, TRAIN, buckets, seed=3, epoch=0, batch_size=24, window=1)
+    plan = make_plan(index, TRAIN, buckets, seed=3, epoch=0, batch_size=24, grouped=False)
     draws = augment.draw(index, TRAIN, 3, 0)
     (host_batch,) = host_batches(index, plan, workers=2)
     kinds = set()

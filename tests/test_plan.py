@@ -10,6 +10,7 @@ import pytest
 from benchmarks.coco_like import coco_like
 from configs import finetune, shapes, yolos_s, yolos_ti
 from yolos_jax.data import augment, sizes
+from yolos_jax.data.buckets import smallest_bucket
 from yolos_jax.data.index import Index
 from yolos_jax.data.plan import (
     EvalRecipe,
@@ -59,7 +60,7 @@ def buckets(coco):
 
 
 def plan_of(index, buckets, recipe=RECIPE, **changes):
-    arguments = {"seed": 0, "epoch": 0, "batch_size": 16, "window": 8} | changes
+    arguments = {"seed": 0, "epoch": 0, "batch_size": 16} | changes
     return make_plan(index, recipe, buckets, **arguments)
 
 
@@ -75,7 +76,7 @@ def by_row(plan):
 def test_a_plan_is_a_pure_function(coco, buckets):
     plan = plan_of(coco, buckets)
     assert plan.fingerprint() == plan_of(coco, buckets).fingerprint()
-    others = [{"seed": 1}, {"epoch": 1}, {"batch_size": 8}, {"window": 4}]
+    others = [{"seed": 1}, {"epoch": 1}, {"batch_size": 8}, {"grouped": False}]
     prints = {plan_of(coco, buckets, **change).fingerprint() for change in others}
     assert len(prints | {plan.fingerprint()}) == 5
     assert choose_buckets(coco, RECIPE, 8, 128, 101) == buckets
@@ -98,8 +99,8 @@ def test_joined_plans_are_their_steps_one_after_the_other(coco, buckets):
 
 
 def test_what_happens_to_a_picture_does_not_depend_on_the_batches(coco, buckets):
-    columns, boxes = by_row(plan_of(coco, buckets, batch_size=8, window=3))
-    for change in ({"batch_size": 24}, {"batch_size": 100, "window": 1}):
+    columns, boxes = by_row(plan_of(coco, buckets, batch_size=8))
+    for change in ({"batch_size": 24}, {"batch_size": 100, "grouped": False}):
         other_columns, other_boxes = by_row(plan_of(coco, buckets, **change))
         for column, other in zip(columns, other_columns, strict=True):
             np.testing.assert_array_equal(column, other)
@@ -137,17 +138,38 @@ def test_steps_fit_their_bucket_and_no_smaller_one(coco, buckets):
 
 
 def test_grouping_by_length_saves_most_of_the_padding(coco, buckets):
-    assert plan_of(coco, buckets, window=64).waste() < 0.11
-    assert plan_of(coco, buckets, window=1).waste() > 0.3
+    plan = plan_of(coco, buckets)
+    assert plan.waste() < 0.1
+    assert plan_of(coco, buckets, grouped=False).waste() > 0.3
+    computed = 16 * sum(101 + buckets[number].patches for number in plan.bucket)
+    real = plan.rows.size * 101 + plan.grid.prod(axis=-1).sum()
+    assert plan.waste(101) == pytest.approx(1 - real / computed)
     report = plan_of(coco, buckets).describe()
     assert report.count("\n") == len(buckets) + 1 and "187 steps of 16 pictures" in report
 
 
-def test_steps_of_a_window_are_shuffled_and_rows_of_a_step_too(coco, buckets):
-    plan = plan_of(coco, buckets, window=64)
+def test_few_steps_are_of_two_buckets(coco, buckets):
+    """One less than there are buckets, at most: no window of the epoch has leftovers of its own."""
+    for epoch in range(4):
+        plan = plan_of(coco, buckets, epoch=epoch)
+        needed = smallest_bucket(plan.grid.reshape(-1, 2), buckets).reshape(plan.rows.shape)
+        assert (needed != plan.bucket[:, None]).any(axis=1).sum() < len(buckets)
+        assert (needed.max(axis=1) == plan.bucket).mean() > 0.99  # bounds may ask for a larger one
+
+
+def test_steps_are_shuffled_and_so_are_the_rows_of_a_bucket(coco, buckets):
+    plan = plan_of(coco, buckets)
     lengths = plan.grid.prod(-1)
     assert 0.3 < (np.diff(lengths.mean(axis=1)) > 0).mean() < 0.7
     assert 0.4 < (np.diff(lengths, axis=1) > 0).sum() / (np.diff(lengths, axis=1) != 0).sum() < 0.6
+    needed = smallest_bucket(plan.grid.reshape(-1, 2), buckets).reshape(lengths.shape)
+    pure = (needed == plan.bucket[:, None]).all(axis=1)
+    assert pure.mean() > 0.9
+    for number in np.unique(plan.bucket[pure]):
+        # Not sorted by length: steps of a bucket differ as means of random pictures of it do.
+        own = lengths[pure & (plan.bucket == number)]
+        expected = own.std() / np.sqrt(own.shape[1])
+        assert own.mean(axis=1).std() < 2 * expected  # sorted: 4 times
 
 
 def test_published_crops_leave_nothing_out_and_cropless_recipes_work():
@@ -169,7 +191,7 @@ def test_published_crops_leave_nothing_out_and_cropless_recipes_work():
 def test_boxes_and_rectangles_as_the_reference_computes_them(coco, buckets):
     """Row by row, in the plain float32 of the reference, from the integers drawn."""
     draws = augment.draw(coco, RECIPE, seed=1, epoch=0)
-    plan = plan_of(coco, buckets, seed=1, batch_size=3000, window=1)
+    plan = plan_of(coco, buckets, seed=1, batch_size=3000)
     cropped = flipped = 0
     for place, row in enumerate(plan.rows[0, :400]):
         height, width = np.float32(coco.heights[row]), np.float32(coco.widths[row])
@@ -241,7 +263,6 @@ def test_a_batch_without_boxes_and_a_dataset_without_boxes():
     [
         ({"batch_size": 5}, r"batch_size is 5, but /data/a.json has only 4 pictures"),
         ({"batch_size": 4, "microbatches": 3}, "batch_size 4.*microbatches 3"),
-        ({"batch_size": 4, "window": 0}, "buckets.window 0"),
     ],
 )
 def test_senseless_batches_are_refused(change, message):

@@ -61,7 +61,7 @@ def batches(data, plan):
 
 def train_plan(data):
     buckets = choose_buckets(data, TRAIN, 3, 8, 9)
-    return make_plan(data, TRAIN, buckets, seed=0, epoch=0, batch_size=8, window=2)
+    return make_plan(data, TRAIN, buckets, seed=0, epoch=0, batch_size=8)
 
 
 def eval_plan(data, batch_size=16):

@@ -248,7 +248,6 @@ def test_the_longest_bucket_takes_every_picture_of_the_recipe():
         seed=0,
         epoch=0,
         batch_size=8,
-        window=1,
     )
     assert (plan.grid.prod(axis=-1) <= bucket.patches).all() and plan.max_boxes <= max_boxes
     assert (1 + config.model.num_queries + bucket.patches) % config.buckets.multiple == 0

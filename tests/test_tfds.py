@@ -144,7 +144,7 @@ def test_the_same_plan_and_the_same_pictures(root, prepared, tmp_path):
     plans = []
     for index in (ours, theirs):
         buckets = choose_buckets(index, TRAIN, 3, 8, 9)
-        options = {"seed": 0, "epoch": 0, "batch_size": 8, "window": 2}
+        options = {"seed": 0, "epoch": 0, "batch_size": 8}
         plans.append(make_plan(index, TRAIN, buckets, **options))
     for name in ("rows", "flip", "crop", "size", "grid", "bucket", "labels", "box_offsets"):
         np.testing.assert_array_equal(getattr(plans[0], name), getattr(plans[1], name))

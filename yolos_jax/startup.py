@@ -79,7 +79,7 @@ class Run:
             seed=self.config.seed,
             epoch=epoch,
             batch_size=self.config.batch_size,
-            window=self.config.buckets.window,
+            grouped=self.config.buckets.grouped,
             microbatches=self.config.microbatches,
         )
 

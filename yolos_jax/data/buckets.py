@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # Planning needs none of the libraries that read datasets.
 SIMULATED_ROWS = 50_000  # at least, for the distribution of lengths
 # Share of the pictures of a bucket's length that its bounds leave to a later bucket: panoramas,
 # which would otherwise make every bucket as wide as the widest picture of the dataset.
-OUTLIERS = 0.002
+OUTLIERS = 0.001
 CHUNK = 1_000_000  # sizes computed at once, to bound memory
 
 

@@ -6,8 +6,8 @@ every host computes the same one and takes its rows of each step, and to resume 
 the plan again and start at the step.
 
 Order of training: rows are permuted, and the tail that fills no batch is dropped, as the
-reference does; within windows of some steps rows are sorted by length, so that the pictures of a
-step need about the same padding; then the steps of a window are shuffled.
+reference does; rows of one bucket are put together, in random order; and the steps are shuffled.
+Only where one bucket's rows end and the next one's begin does a step hold rows of both.
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ class Plan:
         """B, over all hosts."""
         return self.rows.shape[1]
 
-    def waste(self) -> float:
-        """Share of all patches that the device computes which are padding, 0..1."""
-        computed = self.batch_size * np.array([b.patches for b in self.buckets])[self.bucket].sum()
-        return 1 - self.grid[self.rows >= 0].prod(axis=-1, dtype=np.int64).sum() / computed
+    def waste(self, num_prefix: int = 0) -> float:
+        """Share of what the device computes that is padding, 0..1.
+
+        Of the patches; of all tokens where ``num_prefix``, 1 + Q, of them come before the patches.
+        """
+        lengths = np.array([bucket.patches for bucket in self.buckets])[self.bucket]
+        real = self.grid[self.rows >= 0].prod(axis=-1, dtype=np.int64)
+        computed = self.batch_size * (lengths + num_prefix).sum()
+        return 1 - (real + num_prefix).sum() / computed
 
     def describe(self) -> str:
         """A table of the buckets: their bounds, share of the steps, and padding."""
@@ -116,7 +121,7 @@ def make_plan(
     seed: int,
     epoch: int,
     batch_size: int,
-    window: int,
+    grouped: bool = True,
     microbatches: int = 1,
 ) -> Plan:
     """Plans an epoch of training.
@@ -128,7 +133,8 @@ def make_plan(
       seed: not negative; of order and augmentation.
       epoch: counted from 0; every epoch is drawn anew.
       batch_size: B, images of a step over all hosts.
-      window: steps within which pictures are grouped by length; 1 turns grouping off.
+      grouped: whether pictures of one bucket share a step; otherwise steps are formed at random,
+        and each has the bucket that its largest picture needs.
       microbatches: parts that a step is divided into; must divide the batch size.
 
     Returns:
@@ -142,29 +148,23 @@ def make_plan(
         raise ValueError(
             f"batch_size is {batch_size}, but {index.annotations} has only {len(index)} pictures"
         )
-    if batch_size < 1 or window < 1 or microbatches < 1 or batch_size % microbatches:
+    if batch_size < 1 or microbatches < 1 or batch_size % microbatches:
         raise ValueError(
-            f"batch_size {batch_size}, buckets.window {window} and microbatches {microbatches} "
-            "must be at least 1, and batch_size divisible by microbatches"
+            f"batch_size {batch_size} and microbatches {microbatches} must be at least 1, and "
+            "batch_size divisible by microbatches"
         )
     draws = augment.draw(index, recipe, seed, epoch)
     grid = draws.size // recipe.multiple
-    required = smallest_bucket(grid, buckets)
-    steps = len(index) // batch_size
     order = np.argsort(augment.uniforms(seed, epoch, augment.ORDER, len(index), 1)[:, 0])
-    order = order[: steps * batch_size]
-    # Sorted within windows: by bucket first, since a bucket may be needed for its bounds; the
-    # sort is stable, so that pictures of one length stay in random order.
-    place = neighbours(buckets)[required]
-    lengths = grid.prod(axis=1, dtype=np.int64)
-    limit = int(lengths.max()) + 1
-    window_of_place = np.arange(len(order)) // (batch_size * window)
-    key = (window_of_place * len(buckets) + place[order]) * limit + lengths[order]
-    places = np.argsort(key, kind="stable").reshape(steps, batch_size)
+    order = order[: len(index) // batch_size * batch_size]
+    # Neighbours in this order are buckets that have most in common: few steps are of two of them.
+    bucket = neighbours(buckets)[smallest_bucket(grid, buckets)[order]]
+    places = np.argsort(bucket, kind="stable") if grouped else np.arange(len(order))
+    places = places.reshape(-1, batch_size)
     # Within a step back to random order: no host, no microbatch gets all the large pictures.
     places.sort(axis=1)
-    shuffle = augment.uniforms(seed, epoch, augment.STEPS, steps, 1)[:, 0]
-    places = places[np.lexsort([shuffle, np.arange(steps) // window])]
+    shuffle = augment.uniforms(seed, epoch, augment.STEPS, len(places), 1)[:, 0]
+    places = places[np.argsort(shuffle)]
     return _columns(index, draws, order[places], buckets, recipe.multiple)
 
 
