@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_plan import SMALL, index_of
+from tests.test_plan import SMALL, index_of, plan_of
 from yolos_jax.batch import Bucket
 from yolos_jax.data import augment, buckets
 from yolos_jax.data.augment import EvalRecipe
@@ -94,3 +94,13 @@ def test_senseless_arguments_are_refused():
         buckets.choose_buckets(index, SMALL, 0, 8, 9)
     with pytest.raises(ValueError, match=r"a\.json: no picture"):
         buckets.choose_buckets(index.select(np.arange(0)), SMALL, 1, 8, 9)
+
+
+def test_a_picture_of_which_nothing_is_left_is_named():
+    index = index_of([(64, 64), (64, 64), (6, 640)])
+    for recipe in (SMALL, EvalRecipe(48, 96, 8)):
+        with pytest.raises(ValueError, match=r"/data/train/2.jpg: 6x640 pixels"):
+            buckets.choose_buckets(index, recipe, 2, 8, 9)
+    two = buckets.choose_buckets(index.subset(2), SMALL, 2, 8, 9)
+    with pytest.raises(ValueError, match=r"/data/train/2.jpg: 6x640 pixels"):
+        plan_of(index, two, SMALL._replace(crop=0.0), batch_size=1)

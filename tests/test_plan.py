@@ -272,16 +272,6 @@ def test_senseless_batches_are_refused(change, message):
         plan_of(index, buckets, SMALL, **change)
 
 
-def test_a_picture_of_which_nothing_is_left_is_named():
-    index = index_of([(64, 64), (64, 64), (6, 640)])
-    for recipe in (SMALL, EvalRecipe(48, 96, 8)):
-        with pytest.raises(ValueError, match=r"/data/train/2.jpg: 6x640 pixels"):
-            choose_buckets(index, recipe, 2, 8, 9)
-    buckets = choose_buckets(index.subset(2), SMALL, 2, 8, 9)
-    with pytest.raises(ValueError, match=r"/data/train/2.jpg: 6x640 pixels"):
-        plan_of(index, buckets, SMALL._replace(crop=0.0), batch_size=1)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -11,6 +11,7 @@ cost of their image, and counted.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -67,22 +68,24 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
         for targets left over when there are more of them than queries.
       nonfinite: how many costs of valid targets were not finite.
     """
-    layers, images, _, targets = cost.shape
-    matched_query = np.full((layers, images, targets), -1, np.int32)
-    nonfinite = 0
-    clean = np.isfinite(cost).all()  # once for all: the step waits for this function
-    for image in range(images):
-        columns = np.flatnonzero(target_valid[image])
-        if columns.size == 0:
+    # The costs of all real targets at once, [A, N, Q]: the step waits for this function.
+    image, column = np.nonzero(target_valid)
+    real = cost.swapaxes(2, 3)[:, image, column]
+    finite = np.isfinite(real)
+    nonfinite = int(finite.size - finite.sum())
+    query = np.full(real.shape[:2], -1, np.int32)
+    ends = np.cumsum(target_valid.sum(axis=1)).tolist()
+    for start, end in itertools.pairwise([0, *ends]):
+        if start == end:
             continue
-        for layer in range(layers):
-            matrix = cost[layer, image][:, columns]
-            if not clean:
-                finite = np.isfinite(matrix)
-                nonfinite += int(finite.size - finite.sum())
-                matrix = _replaced(matrix.astype(np.float64), finite, np)
-            query, column = linear_sum_assignment(matrix)
-            matched_query[layer, image, columns[column]] = query
+        for layer in range(len(real)):
+            matrix = real[layer, start:end]
+            if nonfinite:
+                matrix = _replaced(matrix.astype(np.float64), finite[layer, start:end], np)
+            target, matched = linear_sum_assignment(matrix)
+            query[layer, start + target] = matched
+    matched_query = np.full((cost.shape[0], *target_valid.shape), -1, np.int32)
+    matched_query[:, image, column] = query
     return matched_query, nonfinite
 
 
