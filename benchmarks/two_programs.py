@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks import checks, isolated, ours, pictures, report, timing, turns
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.passes import Passes
+from yolos_jax.programs import jit
 from yolos_jax.step import StepShape, TrainStep
 
 FORMS = ("host", "device", "one")
@@ -127,7 +128,8 @@ def one_program(
         return passes.update(state, microbatch, forward, forward.matched_query, lr)
 
     microbatch, lr = ours.microbatch(part), np.float32(1e-6)
-    compiled = jax.jit(whole, donate_argnums=0).lower(state, microbatch, lr).compile()
+    jitted = jit(whole, train_step.mesh, donate_argnums=0)
+    compiled = jitted.lower(state, microbatch, lr).compile()
     return lambda state: compiled(state, microbatch, lr), program_bytes(compiled)
 
 

@@ -25,7 +25,7 @@ def get_config():
     config.preprocess.max_size = 853
     config.augment.scales = tuple(range(256, 609, 16))
     config.augment.max_size = 1013
-    config.buckets.count = 12  # lengths span a factor of 8: with 8 buckets 12 % are padding
+    config.buckets.count = 12  # lengths span a factor of 8: 8 buckets pad 12 % of the patches
     config.loss.class_loss_group = 2
     config.optimizer.lr = 5e-5
     return config

@@ -145,3 +145,20 @@ def test_streams_and_epochs_are_different_numbers():
     for other in [(1, 0, 0), (0, 1, 0), (0, 0, augment.ORDER), (0, 0, augment.STEPS)]:
         correlation = np.corrcoef(first.ravel(), augment.uniforms(*other, 1000, 3).ravel())
         assert abs(correlation[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("flip", 1.5, "augment.flip is 1.5"),
+        ("scales", (), r"augment.scales is \(\)"),
+        ("scales", (8, 64), "at least a patch, 16 pixels"),
+        ("crop_resize", (4,), "augment.crop_resize"),
+        ("crop_range", (600, 384), r"augment.crop_range is \(600, 384\)"),
+    ],
+)
+def test_senseless_recipes_are_refused(key, value, message):
+    config = yolos_s.get_config()
+    config.augment.update({key: value})
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_config(config, 16)

@@ -155,17 +155,17 @@ def make_plan(
         )
     draws = augment.draw(index, recipe, seed, epoch)
     grid = draws.size // recipe.multiple
-    order = np.argsort(augment.uniforms(seed, epoch, augment.ORDER, len(index), 1)[:, 0])
-    order = order[: len(index) // batch_size * batch_size]
-    # Neighbours in this order are buckets that have most in common: few steps are of two of them.
-    bucket = neighbours(buckets)[smallest_bucket(grid, buckets)[order]]
-    places = np.argsort(bucket, kind="stable") if grouped else np.arange(len(order))
-    places = places.reshape(-1, batch_size)
-    # Within a step back to random order: no host, no microbatch gets all the large pictures.
-    places.sort(axis=1)
-    shuffle = augment.uniforms(seed, epoch, augment.STEPS, len(places), 1)[:, 0]
-    places = places[np.argsort(shuffle)]
-    return _columns(index, draws, order[places], buckets, recipe.multiple)
+    of_epoch, of_step = augment.uniforms(seed, epoch, augment.ORDER, len(index), 2).T
+    rows = np.argsort(of_epoch)[: len(index) // batch_size * batch_size]
+    if grouped:
+        # Where two buckets share a step they are neighbours in this order: most alike.
+        place = neighbours(buckets)[smallest_bucket(grid, buckets)]
+        rows = rows[np.argsort(place[rows], kind="stable")]
+    rows = rows.reshape(-1, batch_size)
+    # In such a step, too, no host and no microbatch gets all the large pictures.
+    rows = np.take_along_axis(rows, np.argsort(of_step[rows], axis=1), axis=1)
+    shuffled = np.argsort(augment.uniforms(seed, epoch, augment.STEPS, len(rows), 1)[:, 0])
+    return _columns(index, draws, rows[shuffled], buckets, recipe.multiple)
 
 
 def make_eval_plan(
