@@ -162,6 +162,13 @@ def test_costs_that_are_not_finite_are_counted_and_avoided(assign, bad):
 
 
 @WAYS
+def test_no_saving_elsewhere_makes_up_for_a_cost_that_is_not_finite(assign):
+    cost = np.array([[0, 10], [10, np.nan]], np.float32)[None, None]
+    matched_query, nonfinite = assign(cost, np.ones((1, 2), bool))
+    assert matched_query.tolist() == [[[1, 0]]] and nonfinite == 1
+
+
+@WAYS
 def test_nothing_finite_still_ends(assign):
     cost = np.full((2, 3, 12, 8), np.nan, np.float32)
     matched_query, nonfinite = assign(cost, np.ones((3, 8), bool))

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from benchmarks.coco_like import coco_like
-from tests.test_plan import RECIPE, SMALL, index_of, plan_of
+from tests import test_plan
+from tests.test_plan import SMALL, index_of, plan_of
 from yolos_jax.data.buckets import choose_buckets, smallest_bucket
 
-
-@pytest.fixture(scope="module")
-def coco():
-    return coco_like(3000, 20_000)
-
-
-@pytest.fixture(scope="module")
-def buckets(coco):
-    return choose_buckets(coco, RECIPE, 8, 128, 101)
+coco, buckets = test_plan.coco, test_plan.buckets  # fixtures
 
 
 def test_few_steps_are_of_two_buckets(coco, buckets):
