@@ -70,20 +70,23 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
     """
     # The costs of all real targets at once, [A, N, Q]: the step waits for this function.
     image, column = np.nonzero(target_valid)
-    real = cost.swapaxes(2, 3)[:, image, column]
+    real = cost.swapaxes(2, 3)[:, image, column].astype(np.float64)  # as scipy makes them
     finite = np.isfinite(real)
-    nonfinite = int(finite.size - finite.sum())
+    nonfinite = finite.size - np.count_nonzero(finite)
     query = np.full(real.shape[:2], -1, np.int32)
-    ends = np.cumsum(target_valid.sum(axis=1)).tolist()
+    ends = np.count_nonzero(target_valid, axis=1).cumsum().tolist()
     for start, end in itertools.pairwise([0, *ends]):
         if start == end:
             continue
         for layer in range(len(real)):
             matrix = real[layer, start:end]
             if nonfinite:
-                matrix = _replaced(matrix.astype(np.float64), finite[layer, start:end], np)
+                matrix = _replaced(matrix, finite[layer, start:end], np)
             target, matched = linear_sum_assignment(matrix)
-            query[layer, start + target] = matched
+            if len(target) == end - start:  # a slice is written several times as fast
+                query[layer, start:end] = matched
+            else:  # more targets than queries
+                query[layer, start + target] = matched
     matched_query = np.full((cost.shape[0], *target_valid.shape), -1, np.int32)
     matched_query[:, image, column] = query
     return matched_query, nonfinite
