@@ -49,6 +49,7 @@ BENCHMARKS = {
     "gpu": Benchmark("9, 10, 11, 14", "everything that needs a card", TORCH, "gpu"),
     "end_to_end": Benchmark("12", "a run beside its bare steps", ("tensorflow", "pycocotools")),
     "tpu_memory": Benchmark("13", "memory on TPU, compiled without one", ("libtpu",)),
+    "tpu_attention": Benchmark("", "what a TPU's attention kernels cost by block", ("libtpu",)),
     "tpu_cycles": Benchmark("", "where a TPU's time goes beside attention", ("libtpu",)),
     "scale": Benchmark("", "training on TPU slices, compiled without one", ("libtpu",)),
     "two_programs": Benchmark("14", "one program or two"),

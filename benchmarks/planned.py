@@ -67,14 +67,22 @@ def longest(recipe: str) -> tuple[Bucket, int]:
     return buckets[-1], -(-index.max_boxes // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
 
 
+def slice_devices(chip: str, chips: int) -> list[Any]:
+    """The devices of a slice that is not here.
+
+    Raises:
+      ValueError: if there is no such slice.
+    """
+    return topologies.get_topology_desc(slices.topology(chip, chips), "tpu").devices
+
+
 def slice_mesh(chip: str, chips: int, fsdp: int) -> Mesh:
     """The mesh that training makes of a slice's devices.
 
     Raises:
       ValueError: if there is no such slice, or fsdp does not divide its chips.
     """
-    devices = topologies.get_topology_desc(slices.topology(chip, chips), "tpu").devices
-    return mesh_lib.make_mesh(fsdp, devices)
+    return mesh_lib.make_mesh(fsdp, slice_devices(chip, chips))
 
 
 def arguments(case: Case) -> tuple[Any, Mesh, step.StepShape, int]:

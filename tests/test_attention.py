@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.tiny import CLASSES, make_config, mesh_of
-from yolos_jax.models import attention, head_attention
+from yolos_jax.models import attention, head_attention, splash_attention
 from yolos_jax.models.build import build_model
 
 BATCH, TOKENS, HEADS, WIDTH = 2, 299, 2, 11
@@ -29,9 +29,14 @@ def interpreted(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
-    """Of a hundred queries or less, the last not full, in the backends that know chunks."""
+    """Of a hundred queries or less, the last not full, in the backends that know chunks.
+
+    And blocks of two tiles, one of them all padding, where there are blocks.
+    """
     for module in (attention, head_attention):
         monkeypatch.setattr(module, "_CHUNK", 128)
+    for name in ("_LONGEST", "_LARGEST"):
+        monkeypatch.setattr(splash_attention, name, 2)
 
 
 def draw(*shape):

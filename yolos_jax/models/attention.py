@@ -7,7 +7,7 @@ keys. What a padding token gets is finite and means nothing.
     chunked  queries in chunks, recomputed in the backward pass: accelerators without a fused kernel
     heads    one head at a time, head_attention.py: the CPU
     cudnn    fused, GPU, bfloat16
-    splash   fused, TPU, bfloat16
+    splash   fused, TPU, bfloat16: splash_attention.py
     auto     the one of these that fits platform, type and length
 """
 
@@ -20,20 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh, PartitionSpec
 
-from yolos_jax.models import head_attention, precision
+from yolos_jax.models import head_attention, precision, splash_attention
 
 Array = jax.Array
 
 BACKENDS = ("auto", "stock", "chunked", "heads", "cudnn", "splash")
 _SHORT = 256  # tokens; up to here the textbook form is the fastest everywhere
 _CHUNK = 256  # queries
-_TILE = 128  # tokens that fused kernels take at a time
+_TILE = 128  # queries that cuDNN's kernel takes at a time
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SAVED = "attention_out"
 _heads = head_attention.make(_SAVED)
+_splash = functools.partial(splash_attention.attend, saved=_SAVED)
 
 
 def attention(
@@ -199,35 +199,6 @@ def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
         q, k, v, scale=width**-0.5, key_value_seq_lengths=lengths, implementation="cudnn"
     )
     return out[:, :tokens, :, :width]
-
-
-def _splash(q: Array, k: Array, v: Array, lengths: Array, interpret: bool = False) -> Array:
-    """Lengths become segments, so that padding attends to padding."""
-    tokens, heads, width = q.shape[1:]
-    q = (q.astype(jnp.float32) * width**-0.5).astype(k.dtype)  # the kernel does not scale
-    q, k, v = (_swap(_whole_tiles(x)) for x in (q, k, v))
-    queries, keys = q.shape[2], k.shape[2]
-    of_q, of_kv = (
-        next(size for size in (512, 256, 128) if length % size == 0) for length in (queries, keys)
-    )
-    kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
-        block_sizes=splash.BlockSizes(
-            **{f"block_{name}": of_q for name in ("q", "q_dkv", "q_dq")},
-            **{f"block_{name}": of_kv for name in ("kv", "kv_dkv", "kv_dq")},
-            # As the products before leave them: heads narrower than a tile's 128 lanes, as all
-            # published ones are, along its sublanes.
-            **{f"{name}_layout": splash.QKVLayout.SEQ_MINOR for name in ("q", "k", "v")},
-        ),
-        residual_checkpoint_name=_SAVED,
-        interpret=interpret,
-    )
-
-    def one_image(q, k, v, valid):
-        of_q, of_kv = ((jnp.arange(length) < valid).astype(jnp.int32) for length in (queries, keys))
-        return kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_q, kv=of_kv))
-
-    return _swap(jax.vmap(one_image)(q, k, v, lengths)[:, :, :tokens])
 
 
 def _whole_tiles(x: Array) -> Array:
