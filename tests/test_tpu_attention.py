@@ -77,7 +77,7 @@ def test_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["tpu_attention", "--quick", "--out", str(out)])
     tpu_attention.main()
     assert re.search("v5e +640 +128 +18.0 +18.0 +18.0 +1.80", capsys.readouterr().out)
-    rows = json.loads(out.read_text())["results"]
+    rows = json.loads(out.read_text())["rows"]
     assert [(row["blocks"], row["relative"]) for row in rows] == [("ours", 1), ("128", 1.8)]
 
 

@@ -19,8 +19,8 @@ Array = jax.Array
 
 TILE = 128  # tokens: sides of blocks are multiples of it
 # Of a block: its maps in the backward pass fit the 16 MiB of a core's memory that kernels may use,
-# on a TPU v4, too, where sides of 64 tiles and areas of 100 do not.
-_LONGEST, _LARGEST = 48, 64
+# on a TPU v4, too, where a long side of 64 tiles and areas of 100 do not, nor a short one of 34.
+_LONGEST, _SHORT, _LARGEST = 48, 8, 64
 
 
 def block_sizes(queries: int, keys: int) -> splash.BlockSizes:
@@ -93,7 +93,7 @@ def _cut(tokens: int) -> tuple[int, int]:
 
 def _few(tiles: int, long: int) -> int:
     """Tiles of the short side of a block, of which a sequence of ``tiles`` is a multiple."""
-    fitting = range(1, _LARGEST // long + 1)
+    fitting = range(1, min(_SHORT, _LARGEST // long) + 1)
     return max(few for few in fitting if tiles % few == 0)
 
 
