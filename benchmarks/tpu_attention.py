@@ -90,15 +90,18 @@ def kcycles(dump: Path, sizes: splash.BlockSizes, tokens: int) -> dict[str, floa
         "of_keys": (sizes.block_q_dkv, sizes.block_kv_dkv),
         "of_queries": (sizes.block_q_dq, sizes.block_kv_dq),
     }
-    # Every kernel has the queries and keys that the largest blocks are padded to.
+    # Queries and keys of every kernel are padded to a multiple of the longest side.
     padded = -(-tokens // max(blocks["forward"])) * max(blocks["forward"])
     found = {}
     for name, (queries, keys) in blocks.items():
-        (file,) = dump.glob(f"*splash_mha_{KERNELS[name]}_*[0-9]-final_bundles.txt")
+        pattern = f"*splash_mha_{KERNELS[name]}_*[0-9]-final_bundles.txt"
+        files = list(dump.glob(pattern))
+        if len(files) != 1:
+            raise ValueError(f"{dump}: {len(files)} files {pattern}; expected one, of the compiler")
         rows, steps = padded // queries, padded // keys
         if name == "of_keys":  # a row of blocks shares its keys
             rows, steps = steps, rows
-        schedule = read_schedule(file.read_text(), steps)
+        schedule = read_schedule(files[0].read_text(), steps)
         found[name] = rows * (steps * schedule.step + schedule.ends) / 1e3
     return found
 
@@ -150,7 +153,8 @@ def main() -> None:
         tokens, squares = TOKENS[:1], SQUARES[:1]
     rows = []
     with tempfile.TemporaryDirectory() as dump:
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        told = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {told}"
         scale.prepare()
         for length in tokens:
             found = [measure(arguments.chip, length, side, Path(dump)) for side in (0, *squares)]

@@ -31,11 +31,11 @@ def interpreted(monkeypatch):
 def several_chunks(monkeypatch):
     """Of a hundred queries or less, the last not full, in the backends that know chunks.
 
-    And blocks of two tiles, one of them all padding, where there are blocks.
+    Where there are blocks they are of two tiles, of which the last one's second is padding.
     """
     for module in (attention, head_attention):
         monkeypatch.setattr(module, "_CHUNK", 128)
-    for name in ("_LONGEST", "_LARGEST"):
+    for name in ("_MOST_LONG", "_MOST_AREA"):
         monkeypatch.setattr(splash_attention, name, 2)
 
 

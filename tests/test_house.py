@@ -32,7 +32,7 @@ ORDER = [
     ["data.pipeline"],
     ["data.shapes"],
     ["models.precision"],
-    ["models.head_attention", "models.position"],
+    ["models.head_attention", "models.splash_attention", "models.position"],
     ["models.attention"],
     ["models.masked_attention", "models.detr_position", "models.relu", "models.linear"],
     ["models.norm"],

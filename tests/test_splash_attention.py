@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from yolos_jax.models import splash_attention
 from yolos_jax.models.splash_attention import TILE, block_sizes
 
 
@@ -36,6 +39,24 @@ def test_a_few_queries_for_all_keys_and_a_few_keys_for_all_queries(tiles, few, l
 
 def test_the_first_tokens_alone():
     assert in_tiles(101, 4352) == [(1, 34), (1, 2), (1, 34)]
+
+
+@pytest.mark.parametrize("given", [None, splash.BlockSizes(256, 256, 128, 256, 384, 128, 256, 128)])
+def test_the_kernel_gets_its_blocks_and_what_they_ask_for(given, monkeypatch):
+    asked = {}
+
+    def record(mask, **options):
+        asked.update(options, shape=mask.shape)
+        raise StopIteration
+
+    monkeypatch.setattr(splash, "make_splash_mha_single_device", record)
+    q, k = jnp.ones((1, 101, 2, 8)), jnp.ones((1, 1900, 2, 8))
+    with pytest.raises(StopIteration):
+        splash_attention.attend(q, k, k, jnp.array([1900]), "kept", given)
+    assert asked["block_sizes"] == (given or block_sizes(101, 1900))
+    assert asked["residual_checkpoint_name"] == "kept"
+    # Of 15 tiles of keys; of whole blocks of 256 and 384 tokens as well.
+    assert asked["shape"] == ((2, 256, 2304) if given else (2, 128, 1920))
 
 
 @given(queries=st.integers(1, 20_000), more=st.integers(0, 20_000))

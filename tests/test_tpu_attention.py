@@ -58,6 +58,11 @@ def test_cycles_of_a_head(tmp_path):
     assert found == dict.fromkeys(tpu_attention.KERNELS, 4 * 16 / 1e3)
 
 
+def test_a_compiler_that_wrote_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"0 files \*splash_mha_fwd_.* expected one"):
+        tpu_attention.kcycles(tmp_path, tpu_attention.square(256), 1000)
+
+
 def test_squares_change_nothing_but_the_blocks():
     ours, square = splash_attention.block_sizes(2048, 2048), tpu_attention.square(256)
     assert {square.block_q, square.block_kv, square.block_kv_dkv, square.block_q_dq} == {256}

@@ -1,8 +1,8 @@
 """Which query answers for which target: a cost matrix, then the cheapest assignment.
 
 After models/matcher.py of facebookresearch/detr. Every prediction layer is matched on its own. Two
-ways to the same total cost: on the host with scipy (the default: exact and fast, 64 images in half
-a millisecond) or on the device with optax, inside a compiled program.
+ways to the same total cost: on the host with scipy (the default: exact and fast, 64 images in one
+or two milliseconds) or on the device with optax, inside a compiled program.
 
 Of more targets than queries the cheapest ones are matched, as scipy does. Costs that are not finite
 would make scipy raise and optax loop for ever: they are replaced by a number larger than any finite
@@ -72,7 +72,7 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
     image, column = np.nonzero(target_valid)
     real = cost.swapaxes(2, 3)[:, image, column].astype(np.float64)  # as scipy makes them
     finite = np.isfinite(real)
-    nonfinite = finite.size - np.count_nonzero(finite)
+    nonfinite = int(finite.size - np.count_nonzero(finite))
     query = np.full(real.shape[:2], -1, np.int32)
     ends = np.count_nonzero(target_valid, axis=1).cumsum().tolist()
     for start, end in itertools.pairwise([0, *ends]):

@@ -149,7 +149,7 @@ def put_batch(arrays: Any, mesh: Mesh) -> Any:
       The same tree of jax arrays [rows of all processes, ...]. Does not wait for the transfer.
     """
     sharding = batch_sharding(mesh)
-    if jax.process_count() == 1:  # half the time of the form for several: a step waits for it
+    if jax.process_count() == 1:  # half the time of what several processes need
         return jax.device_put(arrays, sharding)
 
     def put(array: np.ndarray) -> jax.Array:

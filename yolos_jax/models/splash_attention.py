@@ -1,9 +1,10 @@
 """Fused attention on TPUs: jax's splash kernel over blocks that keep a core busy.
 
 A kernel takes a block of queries and one of keys at a time, and a step costs the time of several
-tiles of 128 x 128 logits before it computes the first one. So blocks are large, and such that no
-sequence is padded for them: where each query needs all keys (the outputs and the gradient of the
-queries) a few queries and all keys, where each key needs all queries a few keys and all queries.
+tiles of 128 x 128 logits before it computes the first one. So blocks are large, and such that a
+sequence of whole tiles is not padded for them: where each query needs all keys (the outputs and the
+gradient of the queries) a few queries and all keys, where each key needs all queries a few keys and
+all queries. Of more tokens than fit, "all" is one of several equal parts.
 ``benchmarks/tpu_attention.py`` reads what blocks cost from the compiler's schedules.
 """
 
@@ -18,9 +19,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 Array = jax.Array
 
 TILE = 128  # tokens: sides of blocks are multiples of it
-# Of a block: its maps in the backward pass fit the 16 MiB of a core's memory that kernels may use,
-# on a TPU v4, too, where a long side of 64 tiles and areas of 100 do not, nor a short one of 34.
-_LONGEST, _SHORT, _LARGEST = 48, 8, 64
+# Of a block, in tiles. For heads up to 128 wide all of it fits the 16 MiB of a core's memory that
+# kernels may use, in the backward pass and on a TPU v4, too.
+_MOST_LONG = 48
+_MOST_SHORT = 8
+_MOST_AREA = 64
 
 
 def block_sizes(queries: int, keys: int) -> splash.BlockSizes:
@@ -84,16 +87,16 @@ def attend(
 
 
 def _cut(tokens: int) -> tuple[int, int]:
-    """Tiles of a sequence, and how many of them are the long side of a block: its equal parts."""
+    """Tiles of the padded sequence, and of each of the equal parts it is cut into."""
     tiles = -(-tokens // TILE)
-    parts = -(-tiles // _LONGEST)
+    parts = -(-tiles // _MOST_LONG)
     long = -(-tiles // parts)
     return parts * long, long
 
 
 def _few(tiles: int, long: int) -> int:
-    """Tiles of the short side of a block, of which a sequence of ``tiles`` is a multiple."""
-    fitting = range(1, min(_SHORT, _LARGEST // long) + 1)
+    """Tiles of a block's short side, which divides ``tiles``; ``long`` are on the other."""
+    fitting = range(1, min(_MOST_SHORT, _MOST_AREA // long) + 1)
     return max(few for few in fitting if tiles % few == 0)
 
 
