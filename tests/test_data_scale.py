@@ -132,7 +132,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 after = []
-for epoch in range(6):
+for epoch in range(8):
     made = plan.make_plan(
         data, recipe, buckets, seed=0, epoch=epoch, batch_size=16
     )
@@ -146,7 +146,7 @@ print(json.dumps({"pictures": seen, "resident_bytes": after}))
 
 
 @pytest.mark.parametrize("kind", ["loose", "packed"])
-def test_memory_is_flat_over_six_epochs(kind, tmp_path):
+def test_memory_is_flat_over_eight_epochs(kind, tmp_path):
     from yolos_jax.data import records
 
     random = np.random.default_rng(0)
@@ -168,7 +168,8 @@ def test_memory_is_flat_over_six_epochs(kind, tmp_path):
         names = ["--annotations", "a.json", "--images", "pictures", "--shards", "8"]
         records.main([str(root), str(tmp_path / "packed"), *names])
     found = run(EPOCHS, tmp_path / kind, kind)
-    # What malloc keeps for itself changes by 4 % either way from one epoch to the next.
+    # What malloc keeps for itself changes by 4 % from one epoch to the next; what leaks, or grows,
+    # is in every epoch after it.
     before, after = np.split(np.array(found["resident_bytes"]), 2)
     assert found["pictures"] == 1600
-    assert np.median(after) <= np.median(before) * 1.05
+    assert after.min() <= before.min() * 1.05, found
