@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,8 @@ def measure(chip: str, tokens: int, side: int, dump: Path) -> dict[str, Any]:
       tokens: of the sequence.
       side: of square blocks, tokens; 0: those of training.
       dump: folder that the compiler writes schedules to.
+
+    Ends the process where the compiler finds no room for such blocks.
     """
     sizes = square(side) if side else splash_attention.block_sizes(tokens, tokens)
     place = mesh_lib.replicated(mesh_lib.make_mesh(1, planned.slice_devices(chip, CHIPS)[:1]))
@@ -127,7 +130,11 @@ def measure(chip: str, tokens: int, side: int, dump: Path) -> dict[str, Any]:
 
     for file in dump.iterdir():
         file.unlink()
-    jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, lengths).compile()
+    try:
+        jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, lengths).compile()
+    except jax.errors.JaxRuntimeError as error:
+        what = f"squares of {side}" if side else "the blocks of training"
+        sys.exit(f"{chip}, {tokens} tokens, {what}: {str(error).splitlines()[0]}")
     found = {f"{name}_kcycles": each for name, each in kcycles(dump, sizes, tokens).items()}
     return {"chip": chip, "tokens": tokens, "blocks": str(side or "ours"), **found}
 
@@ -146,6 +153,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--squares", type=int, nargs="*", default=SQUARES, help="sides of blocks")
     arguments = parser.parse_args()
+    if wrong := [length for length in arguments.tokens if length < 1]:
+        parser.error(f"--tokens {wrong[0]}: not positive")
     if wrong := [side for side in arguments.squares if side < 1 or side % TILE]:
         parser.error(f"--squares {wrong[0]}: not a multiple of {TILE}")
     tokens, squares = arguments.tokens, arguments.squares

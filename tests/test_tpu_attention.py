@@ -6,9 +6,10 @@ import json
 import re
 import sys
 
+import jax
 import pytest
 
-from benchmarks import scale, tpu_attention
+from benchmarks import planned, scale, tpu_attention
 from yolos_jax.models import splash_attention
 
 # As the compiler writes it: six lines before the loop; in it 3 that every step takes, 2 of a row's
@@ -86,8 +87,25 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert [(row["blocks"], row["relative"]) for row in rows] == [("ours", 1), ("128", 1.8)]
 
 
-def test_a_side_that_is_no_multiple_of_a_tile(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tpu_attention", "--squares", "100"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--squares", "100"), "--squares 100: not a multiple of 128"),
+        (("--tokens", "640", "0"), "--tokens 0: not positive"),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(given, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tpu_attention", *given])
     with pytest.raises(SystemExit):
         tpu_attention.main()
-    assert "--squares 100: not a multiple of 128" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_blocks_without_room_are_named_in_one_line(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nand much more")
+
+    monkeypatch.setattr(planned, "slice_devices", lambda chip, chips: jax.devices())
+    monkeypatch.setattr(splash_attention, "attend", refuse)
+    with pytest.raises(SystemExit, match=r"^v5e, 640 tokens, squares of 2048: .*: no room$"):
+        tpu_attention.measure("v5e", 640, 2048, tmp_path)

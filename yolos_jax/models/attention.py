@@ -194,13 +194,8 @@ def _cudnn(q: Array, k: Array, v: Array, lengths: Array) -> Array:
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
     q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
     if tokens < k.shape[1]:
-        q = _whole_tiles(q)
+        q = jnp.pad(q, ((0, 0), (0, -tokens % _TILE), (0, 0), (0, 0)))
     out = jax.nn.dot_product_attention(
         q, k, v, scale=width**-0.5, key_value_seq_lengths=lengths, implementation="cudnn"
     )
     return out[:, :tokens, :, :width]
-
-
-def _whole_tiles(x: Array) -> Array:
-    """[B, T, H, d] with zeros up to a multiple of _TILE tokens."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _TILE), (0, 0), (0, 0)))
