@@ -42,17 +42,18 @@ def costs(outputs: Outputs, targets: Targets, weights: MatcherWeights) -> Array:
       weights: of the three parts.
 
     Returns:
-      float32 [A, B, Q, M]; columns of padded targets hold numbers without meaning.
+      float32 [A, B, M, Q]: what the host fetches of a target lies in one piece. Rows of padded
+      targets hold numbers without meaning.
     """
     logits = outputs.pred_logits.astype(jnp.float32)
     predicted = outputs.pred_boxes.astype(jnp.float32)
     labels = jnp.broadcast_to(
         targets.labels[None, :, None, :], (*logits.shape[:3], targets.labels.shape[1])
     )
-    probability = jnp.take_along_axis(jax.nn.softmax(logits), labels, axis=-1)
+    probability = jnp.take_along_axis(jax.nn.softmax(logits), labels, axis=-1).swapaxes(-1, -2)
     actual = jnp.asarray(targets.boxes_cxcywh, jnp.float32)[None]
-    l1 = sum(jnp.abs(predicted[..., :, None, i] - actual[..., None, :, i]) for i in range(4))
-    giou = boxes.pairwise_giou(boxes.cxcywh_to_xyxy(predicted), boxes.cxcywh_to_xyxy(actual))
+    l1 = sum(jnp.abs(actual[..., :, None, i] - predicted[..., None, :, i]) for i in range(4))
+    giou = boxes.pairwise_giou(boxes.cxcywh_to_xyxy(actual), boxes.cxcywh_to_xyxy(predicted))
     return weights.l1_cost * l1 - weights.class_cost * probability - weights.giou_cost * giou
 
 
@@ -60,7 +61,7 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
     """The cheapest assignment, by scipy.
 
     Args:
-      cost: float32 [A, B, Q, M].
+      cost: float32 [A, B, M, Q].
       target_valid: bool [B, M].
 
     Returns:
@@ -69,26 +70,22 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
       nonfinite: how many costs of valid targets were not finite.
     """
     # The costs of all real targets at once, [A, N, Q]: the step waits for this function.
-    image, column = np.nonzero(target_valid)
-    real = cost.swapaxes(2, 3)[:, image, column].astype(np.float64)  # as scipy makes them
+    real = cost[:, target_valid].astype(np.float64)  # as scipy makes them
     finite = np.isfinite(real)
     nonfinite = int(finite.size - np.count_nonzero(finite))
-    query = np.full(real.shape[:2], -1, np.int32)
     ends = np.count_nonzero(target_valid, axis=1).cumsum().tolist()
-    for start, end in itertools.pairwise([0, *ends]):
-        if start == end:
-            continue
-        for layer in range(len(real)):
-            matrix = real[layer, start:end]
-            if nonfinite:
-                matrix = _replaced(matrix, finite[layer, start:end], np)
-            target, matched = linear_sum_assignment(matrix)
-            if len(target) == end - start:  # a slice is written several times as fast
-                query[layer, start:end] = matched
-            else:  # more targets than queries
-                query[layer, start + target] = matched
-    matched_query = np.full((cost.shape[0], *target_valid.shape), -1, np.int32)
-    matched_query[:, image, column] = query
+    spans = [(start, end) for start, end in itertools.pairwise([0, *ends]) if start < end]
+    query = [np.empty(0, np.int64)]
+    for layer, (start, end) in itertools.product(range(len(real)), spans):
+        matrix = real[layer, start:end]
+        if nonfinite:
+            matrix = _replaced(matrix, finite[layer, start:end], np)
+        target, matched = linear_sum_assignment(matrix)
+        if len(target) < end - start:  # more targets than queries
+            matched = _spread(target, matched, end - start)
+        query.append(matched)
+    matched_query = np.full((len(cost), *target_valid.shape), -1, np.int32)
+    matched_query[:, target_valid] = np.concatenate(query).reshape(real.shape[:2])
     return matched_query, nonfinite
 
 
@@ -98,7 +95,7 @@ def assign_device(
     """The cheapest assignment inside a compiled program, by optax; equal total cost to scipy's.
 
     Args:
-      cost: float32 [A, B, Q, M].
+      cost: float32 [A, B, M, Q].
       target_valid: bool [B, M].
       mesh: the devices that B is sharded over, all of its axes: each matches its own images, and
         none waits in every round for the longest search of all. None: one device.
@@ -106,7 +103,7 @@ def assign_device(
     Returns:
       As ``assign_host``, on the device: int32 [A, B, M] and int32 [].
     """
-    if cost.shape[-1] == 0:
+    if cost.shape[2] == 0:
         return jnp.full((*cost.shape[:2], 0), -1, jnp.int32), jnp.int32(0)
     assign = jax.vmap(jax.vmap(_assign_one, in_axes=(0, 0)), in_axes=(0, None))
     if mesh is not None and mesh.size > 1:
@@ -123,21 +120,28 @@ def assign_device(
 
 
 def _assign_one(cost: Array, target_valid: Array) -> tuple[Array, Array]:
-    """Matches one image: [Q, M] and [M] -> [M] and []."""
-    queries, targets = cost.shape
-    bad = ~jnp.isfinite(cost) & target_valid
-    usable = ~bad & target_valid
-    cost = jnp.where(target_valid, _replaced(cost, usable, jnp), 0)
+    """Matches one image: [M, Q] and [M] -> [M] and []."""
+    targets, queries = cost.shape
+    real = target_valid[:, None]
+    bad = ~jnp.isfinite(cost) & real
+    cost = jnp.where(real, _replaced(cost, ~bad & real, jnp), 0)
     cost = jnp.clip(cost, -1e30, 1e30)  # an overflow to infinity would never end
     # One more query for each target, that costs a valid target more than any real query: only
     # targets left over take one. A padded target takes its own, for nothing, in a single step of
-    # the algorithm, where a column of equal costs would search through the queries taken before.
-    own = ~target_valid & jnp.eye(targets, dtype=bool)
+    # the algorithm, where a row of equal costs would search through the queries taken before.
+    own = ~real & jnp.eye(targets, dtype=bool)
     spare = jnp.where(own, -1.0, cost.max() + 1.0)
-    query, target = assignment.hungarian_algorithm(jnp.concatenate([cost, spare]))
+    target, query = assignment.hungarian_algorithm(jnp.concatenate([cost, spare], axis=1))
     matched_query = jnp.zeros(targets, jnp.int32).at[target].set(query.astype(jnp.int32))
     matched_query = jnp.where(target_valid & (matched_query < queries), matched_query, -1)
     return matched_query, bad.sum()
+
+
+def _spread(target: np.ndarray, matched: np.ndarray, targets: int) -> np.ndarray:
+    """The queries of all targets, -1 for those without, of those of some."""
+    query = np.full(targets, -1, matched.dtype)
+    query[target] = matched
+    return query
 
 
 def _replaced(cost: Array, usable: Array, xp) -> Array:

@@ -30,7 +30,7 @@ class Forward(NamedTuple):
     """A forward pass that waits for its assignment."""
 
     outputs: Outputs
-    cost: Array | None  # float32 [A, B, Q, M], where the host matches.
+    cost: Array | None  # float32 [A, B, M, Q], where the host matches.
     matched_query: Array | None  # int32 [A, B, M], where the device does.
     nonfinite_costs: Array  # int32 []: costs of real targets that are not finite.
     residuals: list[Array]  # what the backward pass needs besides parameters and batch.
@@ -71,7 +71,7 @@ class Passes(NamedTuple):
             config.matcher.class_cost, config.matcher.l1_cost, config.matcher.giou_cost
         )
         cost = matching.costs(outputs, part.targets, weights)
-        real = part.targets.target_valid[:, None, :]
+        real = part.targets.target_valid[:, :, None]
         nonfinite = jnp.sum(~jnp.isfinite(cost) & real)
         matched_query = None
         if config.matcher.where == "device":

@@ -147,12 +147,12 @@ class TrainStep:
         shards = forward.cost.addressable_shards
         valid = targets.target_valid.addressable_shards
         on_host = jax.device_get([(a.data, b.data) for a, b in zip(shards, valid, strict=True)])
-        assigned = [matching.assign_host(*arrays)[0] for arrays in on_host]
-        layers, images, _, columns = forward.cost.shape
-        return jax.make_array_from_single_device_arrays(
-            (layers, images, columns),
-            forward.cost.sharding,
-            jax.device_put(assigned, [shard.device for shard in shards]),
+        assigned = {
+            shard.index[1].start: matching.assign_host(*arrays)[0]
+            for shard, arrays in zip(shards, on_host, strict=True)
+        }
+        return jax.make_array_from_callback(
+            forward.cost.shape[:3], forward.cost.sharding, lambda index: assigned[index[1].start]
         )
 
     def compile(self, shape: StepShape) -> dict[str, Program]:
@@ -179,7 +179,7 @@ class TrainStep:
         forward = make("forward", shape, state.params, state.step, part, bounds)
         cost, matched_query = forward.outputs.cost, forward.outputs.matched_query
         if matched_query is None:
-            layers, images, _, columns = cost.shape
+            layers, images, columns, _ = cost.shape
             matched_query = abstract((layers, images, columns), np.int32, self._images)
         rest = (part, forward.outputs, matched_query)
         if shape.microbatches == 1:
