@@ -83,7 +83,7 @@ def _train(
         part = mesh_lib.put_batch(on_host, train_step.mesh)
         run = Steps(train_step, params)
         metrics = run.take(part, bucket)
-        first = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        first = {name: metrics[name] for name in ("loss", "grad_norm")}
         each = timing.seconds_each(
             lambda: run.take(part, bucket)["loss"], at_least=seconds, most=1000
         )
@@ -238,7 +238,7 @@ class Steps:
         self.state = train_step.init_state(jax.random.key(0), params)
 
     def take(self, part: Any, bucket: Any) -> dict[str, Any]:
-        """The step's metrics, [] on the device."""
+        """The step's metrics, not waited for."""
         self.state, metrics = self.train_step(self.state, [part], bucket, 1e-6)
         return metrics
 

@@ -71,11 +71,11 @@ def measure(
     def step() -> Any:
         nonlocal state, metrics
         state, metrics = take_step(state)
-        return metrics["loss"]
+        return metrics
 
     metrics: dict[str, Any] = {}
     with turns.alone(lock):
-        first_loss = float(step())
+        first_loss = step()["loss"]
         each = timing.seconds_each(step, at_least=seconds)
     yield {
         "model": model,

@@ -77,7 +77,7 @@ def run(mesh: jax.sharding.Mesh, variant: str) -> dict[str, np.ndarray]:
         host = rows_of(global_batch(model, number), mine)
         parts = mesh_lib.put_microbatches(host, mesh, int(microbatches))
         state, metrics = train_step(state, parts, host.bucket, tiny.LR)
-        losses.append(float(metrics["loss"]))
+        losses.append(metrics["loss"])
     params = mesh_lib.gather_rows(state.params)
     named = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
     return named | {"losses": np.array(losses)}

@@ -48,7 +48,7 @@ ORDER = [
     ["waiting"],
     ["mesh", "launch", "pullback", "programs"],
     ["claim"],
-    ["train_state"],
+    ["train_state", "metrics"],
     ["passes"],
     ["step", "predict_step"],
     ["compilation"],

@@ -101,7 +101,7 @@ def run(train_step, mesh, microbatches=1, batches=None, state=None):
     for host in batches or BATCHES:
         parts = mesh_lib.put_microbatches(host, mesh, microbatches)
         state, metrics = train_step(state, parts, host.bucket, LR)
-        history.append({name: float(value) for name, value in metrics.items()})
+        history.append(dict(metrics))
     return host_copy(state), history
 
 

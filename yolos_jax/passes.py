@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from yolos_jax import losses, matching, pullback
 from yolos_jax.batch import Array, Batch, Canvas, Outputs, Targets
+from yolos_jax.metrics import Metrics
 from yolos_jax.optimizer import merge
 from yolos_jax.train_state import TrainState, Updater
 
@@ -126,7 +127,7 @@ class Passes(NamedTuple):
         forward: Forward,
         matched_query: Array,
         lr: Array,
-    ) -> tuple[TrainState, dict[str, Array]]:
+    ) -> tuple[TrainState, Metrics]:
         """A step whose batch is one microbatch, after its forward pass."""
         gradients, metrics = self.gradients(state.params, part, forward, matched_query)
         return self.apply(state, gradients, [metrics], lr)
@@ -140,8 +141,8 @@ class Passes(NamedTuple):
 
     def apply(
         self, state: TrainState, gradients: Any, metrics: list[dict[str, Array]], lr: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
+    ) -> tuple[TrainState, Metrics]:
         """Takes a step along gradients; metrics are of its microbatches."""
         summed = jax.tree.map(lambda *parts: sum(parts), *metrics)
         state, more = self.updater.apply(state, gradients, summed["loss"], lr)
-        return state, summed | more
+        return state, Metrics.of(summed | more)

@@ -22,6 +22,7 @@ import optax
 from yolos_jax import matching
 from yolos_jax import mesh as mesh_lib
 from yolos_jax.batch import Array, Batch, Bucket, Canvas, Targets
+from yolos_jax.metrics import Metrics
 from yolos_jax.passes import Forward, Microbatch, Passes
 from yolos_jax.programs import (
     Program,
@@ -99,7 +100,7 @@ class TrainStep:
         microbatches: Sequence[tuple[Batch | Canvas, Targets]],
         bucket: Bucket,
         lr: float,
-    ) -> tuple[TrainState, dict[str, Array]]:
+    ) -> tuple[TrainState, Metrics]:
         """Takes one step and uses the state up.
 
         A step whose loss or gradient is not finite changes nothing but the step counter.
@@ -112,10 +113,10 @@ class TrainStep:
           lr: learning rate.
 
         Returns:
-          The state after the step, and metrics, arrays [] on the devices that nobody has waited
-          for: ``loss`` and what it is made of (``losses.set_criterion``), ``grad_norm`` before
-          clipping, ``finite`` (bool: the step was taken), ``nonfinite_costs``, ``num_boxes`` and
-          ``images`` (valid ones), all of the global batch.
+          The state after the step, and metrics that nobody has waited for: ``loss`` and what it is
+          made of (``losses.set_criterion``), ``grad_norm`` before clipping, ``finite`` (1: the step
+          was taken), ``nonfinite_costs``, ``num_boxes`` and ``images`` (valid ones), all of the
+          global batch.
         """
         lr = np.float32(lr)
         whole = tuple((targets, batch.image_valid) for batch, targets in microbatches)

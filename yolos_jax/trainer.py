@@ -192,7 +192,6 @@ class Trainer:
             return
         step, unreadable, metrics = self.unread
         self.unread = None
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # Numbers of the global batch: every process finds the same, and asks the others for words
         # when they do.
         run, batch_size = self.run, self.run.config.batch_size
