@@ -34,5 +34,5 @@ def test_they_leave_the_device_as_one_array():
     metrics = compiled(jnp.float32(1))
     (leaf,) = jax.tree.leaves(metrics)
     assert leaf.shape == (3,) and leaf.dtype == np.float32
-    doubled = jax.tree.map(lambda values: 2 * values, metrics)
+    doubled = jax.tree.map(lambda array: 2 * array, metrics)
     assert doubled["loss"] == 2 and doubled["finite"] == 2
