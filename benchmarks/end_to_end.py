@@ -26,6 +26,7 @@ from yolos_jax import startup, trainer
 from yolos_jax.batch import Targets
 from yolos_jax.claim import Claim
 from yolos_jax.data import shapes
+from yolos_jax.metrics import Metrics
 from yolos_jax.step import StepShape
 
 COLUMNS = {
@@ -122,7 +123,7 @@ def _bare_seconds(train_step: Any, shape: StepShape, seconds: float) -> float:
     parts = [mesh_lib.put_batch(part, train_step.mesh)] * shape.microbatches
     state = train_step.init_state(jax.random.key(0), ours.draw_params(train_step.model))
 
-    def step() -> Any:
+    def step() -> Metrics:
         nonlocal state
         state, metrics = train_step(state, parts, bucket, 1e-6)
         return metrics

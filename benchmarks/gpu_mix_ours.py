@@ -56,7 +56,7 @@ def _train(
             bucket = plan.buckets[number]
             part = mesh_lib.put_batch((on_host, targets), train_step.mesh)
             times[number] = timing.seconds_each(
-                lambda part=part, bucket=bucket: run.take(part, bucket)["loss"],
+                lambda part=part, bucket=bucket: run.take(part, bucket),
                 at_least=seconds / 2,
                 most=1000,
             )

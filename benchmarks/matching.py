@@ -49,7 +49,7 @@ def measure(images: int, rounds: int) -> Iterator[dict[str, Any]]:
     weights = matching.MatcherWeights(costs.class_cost, costs.l1_cost, costs.giou_cost)
     cost = np.asarray(matching.costs(jax.device_get(forward.outputs), _host(ground_truth), weights))
     valid = np.asarray(ground_truth.target_valid)
-    _check(np.asarray(train_step.match(fresh.pop(), ground_truth)), cost, valid)
+    check(np.asarray(train_step.match(fresh.pop(), ground_truth)), cost, valid)
     waiting = iter(fresh)
     seconds = timing.interleaved(
         {
@@ -137,12 +137,12 @@ def _host(tree: Any) -> Any:
     return jax.tree.map(np.asarray, tree)
 
 
-def _check(matched_query: np.ndarray, cost: np.ndarray, valid: np.ndarray) -> None:
+def check(matched_query: np.ndarray, cost: np.ndarray, valid: np.ndarray) -> None:
     """The assignment costs what the cheapest one costs."""
 
     def total(query: np.ndarray) -> float:
         image, target = np.nonzero(query[0] >= 0)
-        return float(cost[0, image, query[0, image, target], target].sum())
+        return float(cost[0, image, target, query[0, image, target]].sum())
 
     expected, _ = matching.assign_host(cost, valid)
     checks.same("pairs", (matched_query >= 0).sum(), (expected >= 0).sum(), most=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def speedup(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def seconds_each(
-    task: Callable[[], object], *, at_least: float, most: int = 50, least: int = 3
+    task: Callable[[], Any], *, at_least: float, most: int = 50, least: int = 3
 ) -> float:
     """Mean seconds of a task that is run again and again, after one run that does not count.
 
@@ -85,14 +86,14 @@ def seconds_each(
     something with ``block_until_ready``, and the next one is prepared while the device works.
 
     Args:
-      task: returns what tells when it is done, or anything else when it has waited itself.
+      task: returns what tells when it is done, or None when it has waited itself.
       at_least: seconds to go on for.
       most: runs at most.
       least: runs at least.
     """
     _wait(task())
     started, count = time.perf_counter(), 0
-    unfinished: collections.deque[object] = collections.deque()
+    unfinished: collections.deque[Any] = collections.deque()
     while count < most and (count < least or time.perf_counter() - started < at_least):
         unfinished.append(task())
         count += 1
@@ -103,6 +104,6 @@ def seconds_each(
     return (time.perf_counter() - started) / count
 
 
-def _wait(done: object) -> None:
-    if hasattr(done, "block_until_ready"):
+def _wait(done: Any) -> None:
+    if done is not None:
         done.block_until_ready()

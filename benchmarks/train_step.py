@@ -55,7 +55,7 @@ def measure(
     pixels = torch.from_numpy(canvas)
     labels = theirs.on_device(pictures.as_labels(ground_truth), "cpu")
 
-    def our_step() -> dict[str, Any]:
+    def our_step() -> Any:
         nonlocal state
         state, metrics = train_step(state, part, bucket, config.optimizer.lr)
         return jax.block_until_ready(metrics)
@@ -67,7 +67,7 @@ def measure(
             ("loss", metrics["loss"], loss),
             ("norm", metrics["grad_norm"], norm),
         ):
-            ratio = float(mine) / float(other)
+            ratio = mine / float(other)
             difference = max(difference, checks.same(f"{what} {number}", ratio, 1.0, most=MOST))
     seconds = timing.interleaved(
         {"ours": our_step, "theirs": lambda: peer(pixels, labels)}, rounds, pause=timing.PAUSE

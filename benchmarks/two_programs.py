@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import checks, isolated, ours, pictures, report, timing, turns
 from yolos_jax import mesh as mesh_lib
+from yolos_jax.metrics import Metrics
 from yolos_jax.passes import Passes
 from yolos_jax.programs import jit
 from yolos_jax.step import StepShape, TrainStep
@@ -65,15 +66,14 @@ def measure(
             residuals = train_step.residual_bytes()[bucket]
             needed = step_bytes(train_step, programs)
 
-            def take_step(state: Any) -> tuple[Any, dict]:
+            def take_step(state: Any) -> tuple[Any, Metrics]:
                 return train_step(state, [part], bucket, 1e-6)
 
-    def step() -> Any:
-        nonlocal state, metrics
+    def step() -> Metrics:
+        nonlocal state
         state, metrics = take_step(state)
         return metrics
 
-    metrics: dict[str, Any] = {}
     with turns.alone(lock):
         first_loss = step()["loss"]
         each = timing.seconds_each(step, at_least=seconds)
@@ -111,7 +111,7 @@ def row_of(
 
 def one_program(
     train_step: TrainStep, state: Any, part: Any, bucket: Any
-) -> tuple[Callable[[Any], tuple[Any, dict]], int]:
+) -> tuple[Callable[[Any], tuple[Any, Metrics]], int]:
     """The whole step compiled as one program, and the bytes that it needs.
 
     Args:
@@ -123,7 +123,7 @@ def one_program(
     passes = Passes(train_step.model, train_step.updater, train_step.config)
     bounds = (bucket.rows, bucket.cols)
 
-    def whole(state: Any, microbatch: Any, lr: Any) -> tuple[Any, dict]:
+    def whole(state: Any, microbatch: Any, lr: Any) -> tuple[Any, Metrics]:
         forward = passes.forward(state.params, state.step, microbatch, bounds)
         return passes.update(state, microbatch, forward, forward.matched_query, lr)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import checks, flops, isolated, mix, pictures, report, timing
+from benchmarks import checks, flops, isolated, matching, mix, pictures, report, timing
 from configs import yolos_s, yolos_ti
 from yolos_jax.batch import Bucket
+from yolos_jax.matching import assign_host
 
 ROOT = Path(__file__).resolve().parent.parent
 # What benchmarks.gpu may need, besides the standard library.
@@ -75,6 +76,24 @@ def test_a_device_is_never_far_behind():
 
     assert 0 < timing.seconds_each(Run, at_least=60, most=9) < 1
     assert Run.unfinished == 0
+
+
+def test_what_cannot_be_waited_for_is_not_timed():
+    with pytest.raises(AttributeError, match="block_until_ready"):
+        timing.seconds_each(lambda: {"loss": 1.0}, at_least=0)
+
+
+def test_an_assignment_must_cost_what_the_cheapest_one_costs():
+    rng = np.random.default_rng(0)
+    cost = rng.normal(size=(1, 3, 5, 12)).astype(np.float32)  # fewer targets than queries
+    valid = np.arange(5) < np.array([[5], [2], [0]])
+    cheapest, _ = assign_host(cost, valid)
+    matching.check(cheapest, cost, valid)
+    dear, _ = assign_host(-cost, valid)
+    with pytest.raises(RuntimeError, match="cost of the assignment"):
+        matching.check(dear, cost, valid)
+    with pytest.raises(RuntimeError, match="pairs"):
+        matching.check(np.full_like(cheapest, -1), cost, valid)
 
 
 def test_reports(tmp_path):

@@ -150,6 +150,43 @@ def test_host_rows_are_those_of_the_process_devices(fsdp, monkeypatch):
     np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16, 2), [4, 5, 6, 7, 12, 13, 14, 15])
 
 
+@pytest.mark.parametrize("owners", ["00001111", "01010101", "10011010"])
+def test_batches_of_processes_whose_devices_do_not_lie_side_by_side(owners, monkeypatch):
+    mesh = mesh_lib.make_mesh()
+    sharding, whole = mesh_lib.batch_sharding(mesh), np.arange(16 * 3).reshape(16, 3)
+    index_of = sharding.devices_indices_map((16,))
+    put = {}
+
+    def of_process(number):
+        return {
+            device: index
+            for owner, (device, index) in zip(owners, index_of.items(), strict=True)
+            if owner == number
+        }
+
+    def make(shape, sharding, block):
+        assert shape == whole.shape
+        return put.update({device: block(index) for device, index in mine.items()})
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "make_array_from_callback", make)
+    for number in "01":
+        mine = of_process(number)
+        monkeypatch.setattr(
+            jax.sharding.NamedSharding,
+            "addressable_devices_indices_map",
+            lambda self, shape, mine=mine: mine,
+        )
+        mesh_lib.put_batch(whole[mesh_lib.host_rows(mesh, 16)], mesh)
+    for device, index in index_of.items():
+        np.testing.assert_array_equal(put[device], whole[index])
+
+
+def test_arrays_of_one_batch_have_as_many_rows():
+    with pytest.raises(ValueError, match="16 and of 32 rows"):
+        mesh_lib.put_batch((np.zeros(16), np.zeros(32)), mesh_lib.make_mesh())
+
+
 def test_what_the_first_process_reads_is_taken_by_all(monkeypatch):
     assert mesh_lib.from_first(lambda: {"evaluated": 3}) == {"evaluated": 3}
     said = []  # of both processes, one after the other

@@ -30,6 +30,12 @@ def test_what_is_not_finite_stays_so():
     assert np.isnan(metrics["loss"]) and metrics["finite"] == 0
 
 
+def test_they_can_be_waited_for():
+    metrics = compiled(jnp.float32(1))
+    assert metrics.block_until_ready() is metrics and jax.block_until_ready(metrics)["loss"] == 1
+    assert repr(metrics) == "Metrics(finite, images, loss)"
+
+
 def test_they_leave_the_device_as_one_array():
     metrics = compiled(jnp.float32(1))
     (leaf,) = jax.tree.leaves(metrics)

@@ -98,7 +98,7 @@ class Health:
           step: which step.
           batch_size: rows of the global batch.
           image_ids: the images of the step, for the record of one that is not finite.
-          metrics: of the step, on the host: ``images`` (valid rows), ``finite``, ``loss``,
+          metrics: of the step: ``images`` (valid rows), ``finite``, ``loss``,
             ``grad_norm``.
 
         Raises:

@@ -75,14 +75,14 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
     nonfinite = int(finite.size - np.count_nonzero(finite))
     ends = np.count_nonzero(target_valid, axis=1).cumsum().tolist()
     spans = [(start, end) for start, end in itertools.pairwise([0, *ends]) if start < end]
-    query = [np.empty(0, np.int64)]
+    query = [np.empty(0, np.int64)]  # there may be no target at all
     for layer, (start, end) in itertools.product(range(len(real)), spans):
         matrix = real[layer, start:end]
         if nonfinite:
             matrix = _replaced(matrix, finite[layer, start:end], np)
         target, matched = linear_sum_assignment(matrix)
         if len(target) < end - start:  # more targets than queries
-            matched = _spread(target, matched, end - start)
+            matched = _by_target(target, matched, end - start)
         query.append(matched)
     matched_query = np.full((len(cost), *target_valid.shape), -1, np.int32)
     matched_query[:, target_valid] = np.concatenate(query).reshape(real.shape[:2])
@@ -137,11 +137,11 @@ def _assign_one(cost: Array, target_valid: Array) -> tuple[Array, Array]:
     return matched_query, bad.sum()
 
 
-def _spread(target: np.ndarray, matched: np.ndarray, targets: int) -> np.ndarray:
-    """The queries of all targets, -1 for those without, of those of some."""
-    query = np.full(targets, -1, matched.dtype)
-    query[target] = matched
-    return query
+def _by_target(target: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
+    """From pairs of a target and its query: the query of each target, -1 for those without."""
+    result = np.full(count, -1, query.dtype)
+    result[target] = query
+    return result
 
 
 def _replaced(cost: Array, usable: Array, xp) -> Array:

@@ -40,6 +40,14 @@ class Metrics(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        return f"Metrics({', '.join(self.names)})"
+
+    def block_until_ready(self) -> Metrics:
+        """Waits for the step, as an array's does."""
+        self.array.block_until_ready()
+        return self
+
     def tree_flatten(self) -> tuple[tuple[Array], tuple[str, ...]]:
         """Its leaf, and its names, which are static."""
         return (self.array,), self.names

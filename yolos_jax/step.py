@@ -180,8 +180,7 @@ class TrainStep:
         forward = make("forward", shape, state.params, state.step, part, bounds)
         cost, matched_query = forward.outputs.cost, forward.outputs.matched_query
         if matched_query is None:
-            layers, images, columns, _ = cost.shape
-            matched_query = abstract((layers, images, columns), np.int32, self._images)
+            matched_query = abstract(cost.shape[:3], np.int32, self._images)
         rest = (part, forward.outputs, matched_query)
         if shape.microbatches == 1:
             return {"forward": forward, "update": make("update", shape, state, *rest, lr)}
