@@ -89,6 +89,8 @@ def test_an_assignment_must_cost_what_the_cheapest_one_costs():
     valid = np.arange(5) < np.array([[5], [2], [0]])
     cheapest, _ = assign_host(cost, valid)
     matching.check(cheapest, cost, valid)
+    twins = np.where(cheapest >= 0, cheapest + 12, -1)  # another assignment, as cheap
+    matching.check(twins, np.concatenate([cost, cost], axis=-1), valid)
     dear, _ = assign_host(-cost, valid)
     with pytest.raises(RuntimeError, match="cost of the assignment"):
         matching.check(dear, cost, valid)
