@@ -86,11 +86,13 @@ def test_what_cannot_be_waited_for_is_not_timed():
 def test_an_assignment_must_cost_what_the_cheapest_one_costs():
     rng = np.random.default_rng(0)
     cost = rng.normal(size=(1, 3, 5, 12)).astype(np.float32)  # fewer targets than queries
+    cost[:, 0, 1] = cost[:, 0, 0]
     valid = np.arange(5) < np.array([[5], [2], [0]])
     cheapest, _ = assign_host(cost, valid)
     matching.check(cheapest, cost, valid)
-    twins = np.where(cheapest >= 0, cheapest + 12, -1)  # another assignment, as cheap
-    matching.check(twins, np.concatenate([cost, cost], axis=-1), valid)
+    swapped = cheapest.copy()  # of two targets that are alike: as cheap
+    swapped[0, 0, :2] = cheapest[0, 0, 1::-1]
+    matching.check(swapped, cost, valid)
     dear, _ = assign_host(-cost, valid)
     with pytest.raises(RuntimeError, match="cost of the assignment"):
         matching.check(dear, cost, valid)
