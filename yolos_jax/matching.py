@@ -70,7 +70,10 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
       nonfinite: how many costs of valid targets were not finite.
     """
     # The costs of all real targets at once, [A, N, Q]: the step waits for this function.
-    real = cost[:, target_valid].astype(np.float64)  # as scipy makes them
+    layers, images, targets, queries = cost.shape
+    places = np.flatnonzero(target_valid)
+    real = cost.reshape(layers, images * targets, queries).take(places, axis=1)
+    real = real.astype(np.float64)  # as scipy makes them
     finite = np.isfinite(real)
     nonfinite = int(finite.size - np.count_nonzero(finite))
     ends = np.count_nonzero(target_valid, axis=1).cumsum().tolist()
@@ -84,9 +87,9 @@ def assign_host(cost: np.ndarray, target_valid: np.ndarray) -> tuple[np.ndarray,
         if len(target) < end - start:  # more targets than queries
             matched = _by_target(target, matched, end - start)
         query.append(matched)
-    matched_query = np.full((len(cost), *target_valid.shape), -1, np.int32)
-    matched_query[:, target_valid] = np.concatenate(query).reshape(real.shape[:2])
-    return matched_query, nonfinite
+    matched_query = np.full((layers, images * targets), -1, np.int32)
+    matched_query[:, places] = np.concatenate(query).reshape(layers, len(places))
+    return matched_query.reshape(layers, images, targets), nonfinite
 
 
 def assign_device(

@@ -145,13 +145,13 @@ class TrainStep:
         """Assigns queries to targets, int32 [A, B, M]; waits for this host's costs."""
         if forward.cost is None:
             return forward.matched_query
-        shards = forward.cost.addressable_shards
-        valid = targets.target_valid.addressable_shards
-        on_host = jax.device_get([(a.data, b.data) for a, b in zip(shards, valid, strict=True)])
-        assigned = {
-            shard.index[1].start: matching.assign_host(*arrays)[0]
-            for shard, arrays in zip(shards, on_host, strict=True)
-        }
+        arrays = forward.cost, targets.target_valid
+        for array in arrays:  # all begin to travel before the first is waited for
+            array.copy_to_host_async()
+        assigned = {}
+        for cost, valid in zip(*(array.addressable_shards for array in arrays), strict=True):
+            matched_query, _ = matching.assign_host(np.asarray(cost.data), np.asarray(valid.data))
+            assigned[cost.index[1].start] = matched_query
         return jax.make_array_from_callback(
             forward.cost.shape[:3], forward.cost.sharding, lambda index: assigned[index[1].start]
         )
