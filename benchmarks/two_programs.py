@@ -128,7 +128,7 @@ def one_program(
         return passes.update(state, microbatch, forward, forward.matched_query, lr)
 
     microbatch, lr = ours.microbatch(part), np.float32(1e-6)
-    jitted = jit(whole, train_step.mesh, donate_argnums=0)
+    jitted = jit(whole, train_step.mesh, backward=True, donate_argnums=0)
     compiled = jitted.lower(state, microbatch, lr).compile()
     return lambda state: compiled(state, microbatch, lr), program_bytes(compiled)
 

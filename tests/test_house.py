@@ -31,7 +31,7 @@ ORDER = [
     ["data.rows"],
     ["data.pipeline"],
     ["data.shapes"],
-    ["models.precision"],
+    ["models.precision", "models.registers"],
     ["models.head_attention", "models.splash_attention", "models.position"],
     ["models.attention"],
     ["models.masked_attention", "models.detr_position", "models.relu", "models.linear"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from tests.tiny import (
     start,
     without,
 )
-from yolos_jax import losses, matching, programs, step
+from yolos_jax import losses, matching, step
 from yolos_jax import mesh as mesh_lib
 from yolos_jax import optimizer as optimizer_lib
 from yolos_jax.batch import normalise
@@ -258,24 +257,6 @@ def test_predictions_come_in_pixels_and_rows_keep_their_places(single):
     np.testing.assert_allclose(again.scores[::-1], found.scores, atol=1e-6)
     np.testing.assert_allclose(again.boxes_xyxy_px[::-1], 2 * found.boxes_xyxy_px, atol=1e-4)
     assert found.scores.shape == (8, QUERIES) and predict.programs() == {"predict": 1}
-
-
-def test_programs_for_cpus_alone_are_made_for_whole_registers(monkeypatch):
-    told, jit = [], jax.jit
-
-    def note(function, **options):
-        told.append(options.get("compiler_options"))
-        return jit(function, **options)
-
-    monkeypatch.setattr(jax, "jit", note)
-    train_step = make_step(mesh_of(1))
-    preprocess = train_step.config.preprocess
-    predict_step = PredictStep(train_step.model, train_step.mesh, preprocess)
-    assert told == [{"xla_cpu_prefer_vector_width": 512}] * 6
-    told.clear()
-    chip = SimpleNamespace(platform="tpu")
-    programs.jit(predict_step.compile, SimpleNamespace(devices=np.array([[chip]])))
-    assert told == [None]
 
 
 def test_unknown_matcher_is_refused():

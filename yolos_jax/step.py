@@ -11,6 +11,7 @@ for devices that are not there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,11 +87,12 @@ class TrainStep:
         of_forward = Forward(self._images, self._images, self._images, one, None, None)
         of_update, of_part = (self.shardings, one), (trainable, one)
         passes = Passes(model, self.updater, config)
+        backward = functools.partial(jit, mesh=mesh, backward=True)
         self._jitted = {
             "forward": jit(passes.forward, mesh, static_argnums=3, out_shardings=of_forward),
-            "update": jit(passes.update, mesh, donate_argnums=0, out_shardings=of_update),
+            "update": backward(passes.update, donate_argnums=0, out_shardings=of_update),
             "zeros": jit(self._zeros, mesh, out_shardings=trainable),
-            "accumulate": jit(passes.accumulate, mesh, donate_argnums=0, out_shardings=of_part),
+            "accumulate": backward(passes.accumulate, donate_argnums=0, out_shardings=of_part),
             "apply": jit(passes.apply, mesh, donate_argnums=0, out_shardings=of_update),
         }
 

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from yolos_jax.models import precision
+from yolos_jax.models import precision, registers
 
 Array = jax.Array
 
 _CHUNK = 960  # queries
 _AT_ONCE = 2  # chunks that do not wait for each other: one fills what the other leaves of the cores
-# The products' kernels work on tiles of columns: sizes that leave no part of one are up to a tenth
-# faster. Rows may be any number. Columns of a map are keys, in the backward pass queries.
-_COLUMNS = 32
+# The products' kernels work on tiles of columns, two registers of them: sizes that leave no part of
+# one are up to a tenth faster. Rows may be any number. Columns of a map are keys, in the backward
+# pass queries.
+_COLUMNS = 2 * registers.bits() // 32
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SHIFT = 60  # binary places, by which powers are made smaller: it is a long way up to ...
 _LARGEST = np.float32(2.0**_SHIFT)  # ... this sum of a query's powers, 83 above the mean
