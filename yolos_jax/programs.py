@@ -47,8 +47,9 @@ def jit(
     """``jax.jit`` for programs that spend their time in a model.
 
     On CPUs XLA fills 256 bits of a register on its own; it is told to use 512. Where there is no
-    AVX-512, the machine code is the same. There, YNNPACK's products are up to a third slower than
-    Eigen's, but for those of attention's forward pass: a backward pass leaves it reductions only.
+    AVX-512, the machine code is the same. With AVX2 only, YNNPACK's products are up to a third
+    slower than Eigen's, but for those of attention's forward pass: a backward pass leaves it
+    reductions only.
 
     Args:
       mesh: that it will run on; None: the default device.
@@ -57,7 +58,7 @@ def jit(
     """
     platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
     told = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
-    if told and backward and registers.bits() < 512:
+    if told and backward and registers.are_avx2():
         told["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
     return jax.jit(function, compiler_options=told, **options)
 

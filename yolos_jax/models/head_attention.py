@@ -25,7 +25,7 @@ _AT_ONCE = 2  # chunks that do not wait for each other: one fills what the other
 # The products' kernels work on tiles of columns, two registers of them: sizes that leave no part of
 # one are up to a tenth faster. Rows may be any number. Columns of a map are keys, in the backward
 # pass queries.
-_COLUMNS = 2 * registers.bits() // 32
+_COLUMNS = 16 if registers.are_avx2() else 32
 _MASKED = np.float32(-1e30)  # a logit whose softmax is 0; finite, so that no gradient is NaN
 _SHIFT = 60  # binary places, by which powers are made smaller: it is a long way up to ...
 _LARGEST = np.float32(2.0**_SHIFT)  # ... this sum of a query's powers, 83 above the mean

@@ -9,10 +9,14 @@ CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 @functools.cache
-def bits() -> int:
-    """512 where the processor has AVX-512; 256 where it has not, or does not say (no Linux)."""
+def are_avx2() -> bool:
+    """Whether they have 256 bits: AVX2 without AVX-512.
+
+    False where the system does not say (no Linux), and on processors of another kind, on which
+    nothing of what depends on it was measured.
+    """
     try:
         flags = CPUINFO.read_text(encoding="ascii", errors="replace").split()
     except OSError:
-        flags = []
-    return 512 if "avx512f" in flags else 256
+        return False
+    return "avx2" in flags and "avx512f" not in flags
