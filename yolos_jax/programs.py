@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import os
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from yolos_jax.batch import Batch, Bucket, Canvas
 from yolos_jax.models import registers
 
 LONGEST_COMPILATION = 24 * 3600  # seconds that processes wait for each other
+_TRITON_PRODUCTS = "xla_gpu_enable_triton_gemm"
 BETWEEN_QUESTIONS = 2.0  # seconds of compiling, in which nobody asks whether to stop
 
 
@@ -49,7 +51,8 @@ def jit(
     On CPUs XLA fills 256 bits of a register on its own; it is told to use 512. Where there is no
     AVX-512, the machine code is the same. With AVX2 only, YNNPACK's products are up to a third
     slower than Eigen's, but for those of attention's forward pass: a backward pass leaves it
-    reductions only.
+    reductions only. On GPUs products are those of cuBLAS, which adds biases on the way: XLA would
+    time its own against them, in the compilation. What ``XLA_FLAGS`` says of that stays.
 
     Args:
       mesh: that it will run on; None: the default device.
@@ -57,10 +60,14 @@ def jit(
       options: of ``jax.jit``.
     """
     platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-    told = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
-    if told and backward and registers.are_avx2():
-        told["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
-    return jax.jit(function, compiler_options=told, **options)
+    told: dict[str, Any] = {}
+    if platform == "cpu":
+        told["xla_cpu_prefer_vector_width"] = 512
+        if backward and registers.are_avx2():
+            told["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
+    elif platform == "gpu" and _TRITON_PRODUCTS not in os.environ.get("XLA_FLAGS", ""):
+        told[_TRITON_PRODUCTS] = False
+    return jax.jit(function, compiler_options=told or None, **options)
 
 
 class Programs:

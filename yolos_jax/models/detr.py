@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from yolos_jax.batch import Canvas, Outputs
 from yolos_jax.models import detr_position, heads, masked_attention, vit
 from yolos_jax.models.detr_transformer import Decoder, Encoder, Layer
+from yolos_jax.models.repeat import repeat
 from yolos_jax.models.resnet import ResNet
 
 Array = jax.Array
@@ -59,7 +60,7 @@ class Detr(nn.Module):
             (config.num_queries, config.width),
             jnp.float32,
         )
-        queries = jnp.broadcast_to(queries, (batch, *queries.shape))
+        queries = repeat(queries, batch)
         answers, attended = decoder(queries, memory, tokens(position), tokens(real))
         classes = heads.linear(self.num_classes + 1, config.width, jnp.float32, "class_head")
         # Images first, so that those of a device stay together, and none travels.

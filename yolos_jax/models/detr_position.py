@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from yolos_jax.models.repeat import repeat
+
 Array = jax.Array
 
 POSITIONS = ("sine", "learned")
@@ -87,4 +89,4 @@ class LearnedPosition(nn.Module):
         col = self.param("col", uniform, shape, jnp.float32)[None, :cols]
         row, col = (jnp.broadcast_to(x, (rows, cols, shape[1])) for x in (row, col))
         both = jnp.concatenate([col, row], axis=-1)
-        return jnp.broadcast_to(both, (batch, *both.shape))
+        return repeat(both, batch)

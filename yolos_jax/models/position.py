@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax.models import precision
+from yolos_jax.models import platforms, precision
+from yolos_jax.models.repeat import repeat
 
 Array = jax.Array
 
@@ -135,7 +136,7 @@ def token_positions(
     """
     cells = resize(table["grid"], resizer.row_weights, resizer.col_weights, place)
     first = jnp.concatenate([table["cls"], table["det"]])
-    first = place(jnp.broadcast_to(first, (cells.shape[0], *first.shape)))
+    first = place(repeat(first, cells.shape[0]))
     return place(lay_out(first, cells, resizer.placement))
 
 
@@ -157,9 +158,19 @@ def resize(
       float32 [B, R * C, D].
     """
     # The accelerators' default is 3e-3 wrong here.
-    highest = precision.of(jnp.float32)
-    rows = place(jnp.einsum("brh,hwd->brwd", row_weights, table, precision=highest))
-    cells = place(jnp.einsum("bcw,brwd->brcd", col_weights, rows, precision=highest))
+    product = functools.partial(jnp.einsum, precision=precision.of(jnp.float32))
+
+    def rows_first(table, row_weights, col_weights):
+        rows = place(product("brh,hwd->brwd", row_weights, table))
+        return product("bcw,brwd->brcd", col_weights, rows)
+
+    def columns_first(table, row_weights, col_weights):
+        """GPUs' products of many matrices write this order of axes, and not the other one's."""
+        cols = place(product("bcw,hwd->bhcd", col_weights, table))
+        return product("brh,bhcd->brcd", row_weights, cols)
+
+    cells = platforms.on_gpus(columns_first, rows_first, table, row_weights, col_weights)
+    cells = place(cells)
     return cells.reshape(cells.shape[0], -1, cells.shape[-1])
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from yolos_jax.batch import Batch, Outputs
 from yolos_jax.models import attention, heads, position, vit
 from yolos_jax.models.norm import LayerNorm
+from yolos_jax.models.repeat import repeat
 
 Array = jax.Array
 
@@ -134,8 +135,7 @@ class Backbone(nn.Module):
             config.width, patches.shape[-1], jnp.dtype(config.dtype), "patch_embed"
         )
         patches = self.place(embed(patches))
-        first = jnp.concatenate([cls, det])
-        first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
+        first = repeat(jnp.concatenate([cls, det]), patches.shape[0])
         tokens = jnp.concatenate([first, patches], axis=1)
         resizer = position.make_resizer(config.position_grid, batch.grid, placement, self._cells)
         return tokens + position.token_positions(table, resizer, self.place)
