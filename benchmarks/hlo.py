@@ -93,7 +93,7 @@ def collectives(text: str) -> list[Collective]:
         for instructions in computations.values()
         for one in instructions
         if one.opcode == "async-start"
-        for called in _called(one)
+        for called in callees(one)
     }
     starting, begun = _starting_fusions(computations)
     scattering = _scattering_fusions(computations)
@@ -175,7 +175,8 @@ def _arrays(types: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _called(instruction: Instruction) -> list[str]:
+def callees(instruction: Instruction) -> list[str]:
+    """The computations that it runs or holds."""
     names = _CALLED.findall(instruction.rest)
     for branches in _BRANCHES.findall(instruction.rest):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
@@ -190,7 +191,7 @@ def executions(computations: dict[str, list[Instruction]]) -> dict[str, tuple[in
         for one in computations[name]:
             looped = one.opcode == "while"
             inner = count * (_trips(one, computations) if looped else 1)
-            for called in _called(one):
+            for called in callees(one):
                 before, was_in_loop = times.get(called, (0, False))
                 times[called] = (max(before, inner), was_in_loop or in_loop or looped)
     return times
@@ -258,7 +259,7 @@ def _scattering_fusions(computations: dict) -> set[str]:
         for instructions in computations.values()
         for one in instructions
         if one.opcode == "fusion"
-        for called in _called(one)
+        for called in callees(one)
         if (one.name + called).find("all-reduce-scatter") >= 0
     }
 

@@ -1,4 +1,4 @@
-"""Compiles a recipe's training step for a TPU slice that is not here, and says what came out."""
+"""Compiles a recipe's training step for chips that are not here, and says what came out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from benchmarks import hlo, slices
+from benchmarks import cards, hlo, slices
 from benchmarks.coco_like import coco_like
 from yolos_jax import mesh as mesh_lib
 from yolos_jax import step
@@ -73,7 +73,10 @@ def slice_devices(chip: str, chips: int) -> list[Any]:
     Raises:
       ValueError: if there is no such slice.
     """
-    return topologies.get_topology_desc(slices.topology(chip, chips), "tpu").devices
+    name = slices.topology(chip, chips)
+    if slices.CHIPS[chip].platform == "tpu":
+        return topologies.get_topology_desc(name, "tpu").devices
+    return cards.devices(chip, chips)
 
 
 def slice_mesh(chip: str, chips: int, fsdp: int) -> Mesh:
@@ -90,6 +93,8 @@ def arguments(case: Case) -> tuple[Any, Mesh, step.StepShape, int]:
     bucket, max_boxes = longest(case.recipe)
     config = read_recipe(case.recipe).copy_and_resolve_references()
     config.model.attention = case.attention
+    if case.attention == "auto" and slices.CHIPS[case.chip].platform == "cuda":
+        config.model.attention = "cudnn"  # which 'auto' takes after a trial on the card
     shape = step.StepShape(bucket, case.images * case.chips, max_boxes)
     return config, slice_mesh(case.chip, case.chips, case.fsdp), shape, NUM_CLASSES
 
@@ -183,10 +188,12 @@ def _key(case: Case) -> str:
 @functools.cache
 def _code() -> str:
     digest = hashlib.sha256()
-    for package in ("jax", "flax", "optax", "libtpu"):
+    for package in ("jax", "flax", "optax", "libtpu", *cards.PACKAGES):
         digest.update(f"{package} {_version(package)}\n".encode())
     files = [*(ROOT / "yolos_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
-    beside = [ROOT / "benchmarks" / name for name in ("coco_like.py", "hlo.py", "planned.py")]
+    beside = [
+        ROOT / "benchmarks" / name for name in ("cards.py", "coco_like.py", "hlo.py", "planned.py")
+    ]
     for path in sorted([*files, *beside]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,10 +1,11 @@
-"""What training takes on TPU slices, from the real compiler, without a TPU.
+"""What training takes on TPU slices and GPUs, from the real compiler, without one of them.
 
     pip install -e '.[scale]' -c constraints.txt
     python -m benchmarks.scale                      # a choice of cases: minutes of two cores
     python -m benchmarks.scale --all --out all.json  # every chip, slice and recipe: hours
     python -m benchmarks.scale --chips v5e --sizes 64 --recipes yolos_b --fsdp 8 --images 4
     python -m benchmarks.scale --largest            # the most images per chip, by recipe and chip
+    python -m benchmarks.scale --chips h200 --sizes 8 --recipes yolos_s   # wants jax[cuda13]
 
 Compiles forward and update of the longest bucket that the recipe needs on a dataset like COCO, for
 slices of ``jax.experimental.topologies``. Prints for each case the bytes per chip and the
@@ -18,10 +19,12 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,7 @@ CHOICE = tuple(
 
 def main() -> None:
     arguments = parse()
-    prepare()
+    prepare(arguments.chips or slices.TPUS)
     cache = Path(arguments.cache)
     for line in forecast.ASSUMPTIONS:
         print(f"assumed: {line}")
@@ -76,12 +79,13 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def prepare() -> None:
-    """Makes this process one that asks the compiler for TPUs; ends it where there is none."""
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
+def prepare(chips: Sequence[str] = slices.TPUS) -> None:
+    """Makes this process one that asks the compilers for these chips; ends it where one lacks."""
+    platforms = {slices.CHIPS[chip].platform for chip in chips}
+    if "tpu" in platforms and not importlib.util.find_spec("libtpu"):
         sys.exit("no libtpu here: pip install -e '.[scale]' -c constraints.txt")
+    if "cuda" in platforms and not importlib.util.find_spec("jax_cuda13_plugin"):
+        sys.exit("no compiler for GPUs here: pip install 'jax[cuda13]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -93,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every chip, slice, recipe; fsdp 1, 8")
     parser.add_argument("--largest", action="store_true", help="search the most images per chip")
     parser.add_argument("--chips", nargs="+", choices=tuple(slices.CHIPS), help="kinds of chips")
-    parser.add_argument("--sizes", nargs="+", type=int, choices=(8, 64, 256), help="of slices")
+    parser.add_argument("--sizes", nargs="+", type=int, choices=(1, 8, 64, 256), help="of slices")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES)
     parser.add_argument("--fsdp", nargs="+", type=int, help="chips that share the parameters")
     parser.add_argument("--images", type=int, default=0, help="per chip; 0: as the recipe suits")
@@ -109,12 +113,14 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return list(CHOICE[:1] if arguments.quick else CHOICE)
     return [
         Case(chip, chips, recipe, fsdp, arguments.images or IMAGES[recipe])
-        for recipe, chip, chips, fsdp in itertools.product(
-            arguments.recipes or RECIPES,
-            arguments.chips or slices.CHIPS,
-            arguments.sizes or (8, 64, 256),
+        for recipe, chip in itertools.product(
+            arguments.recipes or RECIPES, arguments.chips or slices.TPUS
+        )
+        for chips, fsdp in itertools.product(
+            arguments.sizes or slices.CHIPS[chip].shapes,
             arguments.fsdp or ((1, 8) if arguments.all else (1,)),
         )
+        if chips % fsdp == 0
     ]
 
 
@@ -124,7 +130,7 @@ def cases_to_search(arguments: argparse.Namespace) -> list[Case]:
         Case(chip, chips, recipe, fsdp, arguments.images or IMAGES[recipe])
         for recipe, chip, chips, fsdp in itertools.product(
             arguments.recipes or RECIPES,
-            arguments.chips or slices.CHIPS,
+            arguments.chips or slices.TPUS,
             arguments.sizes or (8,),
             arguments.fsdp or (1, 8),
         )

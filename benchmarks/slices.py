@@ -1,10 +1,15 @@
-"""TPU chips and slices as their maker publishes them: what forecasts rest on besides programs.
+"""Chips and slices as their makers publish them: what forecasts rest on besides programs.
+
+A slice of GPUs is a machine's, joined by a switch.
 
 Sources, as read in November 2026:
     docs.cloud.google.com/tpu/docs/v5e, v5p, v6e   peak, bandwidths, systolic arrays, shapes
     jax-ml.github.io/scaling-book/tpus             which slices have links that close a ring
-Memory is what the compiler of libtpu 0.0.51 grants to programs, as its out-of-memory message says;
-the published 16 GB, 95 GB and 32 GB hold the system's share too.
+    nvidia.com/en-us/data-center/h200              peak, bandwidths, 141 GB
+A TPU's memory is what the compiler of libtpu 0.0.51 grants to programs, as its out-of-memory
+message says; the published 16 GB, 95 GB and 32 GB hold the system's share too. A GPU's is 95 % of
+what is published: jax lets a process have no more than ``XLA_CLIENT_MEM_FRACTION``, which is 75 %
+unless told.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ class Chip(NamedTuple):
     systolic: int  # rows and columns of a matrix unit: narrower operands leave the rest idle
     ring: int  # an axis of a slice closes to a ring when its length is a multiple of this
     shapes: dict[int, tuple[int, ...]]  # of slices, by number of chips
+    platform: str = "tpu"  # as jax names it
 
 
 CHIPS = {
@@ -43,8 +49,14 @@ CHIPS = {
             "v6e", 918e12, int(31.24 * GIB), 1638e9, 800e9, 256, 16,
             {8: (2, 4), 64: (8, 8), 256: (16, 16)},
         ),
+        Chip(
+            "h200", 989e12, int(0.95 * 141e9), 4.8e12, 900e9, 64, 1,
+            {1: (1,), 8: (8,)}, "cuda",
+        ),
     )
 }  # fmt: skip
+TPUS = tuple(name for name, chip in CHIPS.items() if chip.platform == "tpu")
+FLOAT32_FLOPS = {"h200": 67e12}  # of GPUs, without tensor cores
 
 
 def topology(chip: str, chips: int) -> str:

@@ -110,9 +110,9 @@ def test_layer_norm_has_the_same_gradients(as_on_gpus, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("", {"xla_gpu_enable_triton_gemm": False}),
-        ("--xla_gpu_enable_triton_gemm=true", None),
-        ("--xla_gpu_enable_triton_gemm=false --other=1", None),
+        ("", {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}),
+        ("--xla_gpu_enable_triton_gemm=true", {"xla_gpu_dot_merger_threshold_mb": 0}),
+        ("--xla_gpu_dot_merger_threshold_mb=9 --xla_gpu_enable_triton_gemm=false", None),
     ],
 )
 def test_products_are_cublas_s_unless_flags_say_other(flags, told, monkeypatch):

@@ -23,7 +23,7 @@ from yolos_jax.batch import Batch, Bucket, Canvas
 from yolos_jax.models import registers
 
 LONGEST_COMPILATION = 24 * 3600  # seconds that processes wait for each other
-_TRITON_PRODUCTS = "xla_gpu_enable_triton_gemm"
+_ON_GPUS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 BETWEEN_QUESTIONS = 2.0  # seconds of compiling, in which nobody asks whether to stop
 
 
@@ -52,7 +52,8 @@ def jit(
     AVX-512, the machine code is the same. With AVX2 only, YNNPACK's products are up to a third
     slower than Eigen's, but for those of attention's forward pass: a backward pass leaves it
     reductions only. On GPUs products are those of cuBLAS, which adds biases on the way: XLA would
-    time its own against them, in the compilation. What ``XLA_FLAGS`` says of that stays.
+    time its own against them, in the compilation, and make one product of those for queries, keys
+    and values, to divide it again. What ``XLA_FLAGS`` says of that stays.
 
     Args:
       mesh: that it will run on; None: the default device.
@@ -65,8 +66,9 @@ def jit(
         told["xla_cpu_prefer_vector_width"] = 512
         if backward and registers.are_avx2():
             told["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
-    elif platform == "gpu" and _TRITON_PRODUCTS not in os.environ.get("XLA_FLAGS", ""):
-        told[_TRITON_PRODUCTS] = False
+    elif platform == "gpu":
+        flags = os.environ.get("XLA_FLAGS", "")
+        told |= {name: value for name, value in _ON_GPUS.items() if name not in flags}
     return jax.jit(function, compiler_options=told or None, **options)
 
 
