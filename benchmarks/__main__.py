@@ -51,6 +51,7 @@ BENCHMARKS = {
     "tpu_memory": Benchmark("13", "memory on TPU, compiled without one", ("libtpu",)),
     "tpu_attention": Benchmark("", "what a TPU's attention kernels cost by block", ("libtpu",)),
     "tpu_cycles": Benchmark("", "where a TPU's time goes beside attention", ("libtpu",)),
+    "gpu_kernels": Benchmark("", "what a GPU's kernels move, without one", ("jax_cuda13_plugin",)),
     "scale": Benchmark("", "training on TPU slices, compiled without one", ("libtpu",)),
     "two_programs": Benchmark("14", "one program or two"),
 }

@@ -105,7 +105,7 @@ def _sliced(place: int, whole: int, parts: list[hlo.Instruction]) -> int:
     """Bytes of an operand that a fusion reads."""
     names = {part.name for part in parts if part.opcode == "parameter" and part.value == str(place)}
     users = [part for part in parts if names & set(part.operands)]
-    if users and all(user.opcode in _SLICES for user in users):
+    if users and all(user.opcode in _SLICES and user.operands[0] in names for user in users):
         return sum(_size(user.arrays) for user in users)
     if users and all(user.opcode == _UPDATE and user.operands[0] in names for user in users):
         return 0

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import importlib.util
+import importlib
 import itertools
 import json
 import os
@@ -40,6 +40,10 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of no slice in particular; without it, it complains
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+COMPILERS = {  # by platform: a module that comes with it, and how to get it
+    "tpu": ("libtpu", "pip install -e '.[scale]' -c constraints.txt"),
+    "cuda": ("jax_cuda13_plugin", "pip install 'jax[cuda13]'"),
 }
 RECIPES = ("yolos_ti", "yolos_s", "yolos_b")
 IMAGES = {"yolos_ti": 64, "yolos_s": 16, "yolos_b": 8}  # per chip, where nothing else is asked for
@@ -81,11 +85,12 @@ def main() -> None:
 
 def prepare(chips: Sequence[str] = slices.TPUS) -> None:
     """Makes this process one that asks the compilers for these chips; ends it where one lacks."""
-    platforms = {slices.CHIPS[chip].platform for chip in chips}
-    if "tpu" in platforms and not importlib.util.find_spec("libtpu"):
-        sys.exit("no libtpu here: pip install -e '.[scale]' -c constraints.txt")
-    if "cuda" in platforms and not importlib.util.find_spec("jax_cuda13_plugin"):
-        sys.exit("no compiler for GPUs here: pip install 'jax[cuda13]'")
+    for platform in {slices.CHIPS[chip].platform for chip in chips}:
+        module, advice = COMPILERS[platform]
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            sys.exit(f"no {module} here: {advice}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")

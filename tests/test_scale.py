@@ -226,10 +226,13 @@ def test_the_search_makes_the_table_of_the_documentation(monkeypatch, tmp_path, 
 
 def test_without_any_choice_representative_cases_are_compiled():
     assert scale.cases(arguments()) == list(scale.CHOICE)
-    assert {case.chip for case in scale.CHOICE} == set(slices.CHIPS)
+    assert {case.chip for case in scale.CHOICE} == set(slices.TPUS)
     assert {case.recipe for case in scale.CHOICE} == set(scale.RECIPES)
     assert scale.cases(arguments(quick=True)) == [scale.CHOICE[0]]
     assert len(scale.cases(arguments(all=True))) == 3 * 3 * 3 * 2
+    # A slice has no more than its own sizes, and no more chips share parameters than there are.
+    found = scale.cases(arguments(all=True, chips=["h200"], recipes=["yolos_s"]))
+    assert [(case.chips, case.fsdp) for case in found] == [(1, 1), (8, 1), (8, 8)]
 
 
 def arguments(**given):
