@@ -104,6 +104,23 @@ def test_scanned_and_unrolled_rematerialised_or_not_are_one_computation():
     assert_trees_close(ours, theirs, 1e-5)
 
 
+@pytest.mark.parametrize("remat", ["none", "default"])
+def test_unrolled_blocks_keep_arrays_of_their_own(remat):
+    """Nothing is copied into arrays of all blocks, and out of them again."""
+    batch = draw_batch([[4, 5]] * 3, 24)
+
+    def of_all_blocks(scan):
+        model = tiny(scan=scan, remat=remat)
+
+        def pullback(params):
+            return jax.vjp(lambda p: model.apply(p, batch, bounds=(4, 5)), params)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(pullback, params_of()))
+        return [leaf for leaf in kept if leaf.shape[:3] == (2, 3, 30)]
+
+    assert of_all_blocks(scan=True) and not of_all_blocks(scan=False)
+
+
 def test_rematerialisation_keeps_less():
     batch = draw_batch([[4, 5]] * 2, 24)
 

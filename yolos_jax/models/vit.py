@@ -240,9 +240,8 @@ class Blocks(NamedTuple):
             given, compared = run(tokens, number, wanted)
             return given, compared if capture else None
 
-        tokens, each = jax.lax.scan(
-            self._remat(inner), tokens, jnp.arange(self.depth - 1), unroll=not self.scan
-        )
+        through = jax.lax.scan if self.scan else _unrolled
+        tokens, each = through(self._remat(inner), tokens, jnp.arange(self.depth - 1))
         tokens, compared = self._remat(last)(tokens)
         if not capture:
             return tokens, None
@@ -253,6 +252,18 @@ class Blocks(NamedTuple):
             return function
         policy = attention.save_attention if self.remat == "default" else None
         return jax.checkpoint(function, policy=policy, prevent_cse=not self.scan)
+
+
+def _unrolled(function, carry, indices):
+    """``jax.lax.scan`` as that many calls, whose residuals are arrays of their own.
+
+    Unrolled by ``scan`` they would be joined into one array, and taken apart by the backward pass.
+    """
+    each = []
+    for index in range(len(indices)):
+        carry, given = function(carry, index)
+        each.append(given)
+    return carry, jax.tree.map(lambda *given: jnp.stack(given), *each)
 
 
 def _pick(stacked: Any, index: Array | int) -> Any:
