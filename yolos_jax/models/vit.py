@@ -240,7 +240,7 @@ class Blocks(NamedTuple):
             given, compared = run(tokens, number, wanted)
             return given, compared if capture else None
 
-        through = jax.lax.scan if self.scan else _unrolled
+        through = jax.lax.scan if self.scan or self.depth == 1 else _unrolled
         tokens, each = through(self._remat(inner), tokens, jnp.arange(self.depth - 1))
         tokens, compared = self._remat(last)(tokens)
         if not capture:
