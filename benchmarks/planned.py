@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -187,7 +188,7 @@ def _key(case: Case) -> str:
 
 @functools.cache
 def _code() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.environ.get("XLA_FLAGS", "").encode())
     for package in ("jax", "flax", "optax", "libtpu", *cards.PACKAGES):
         digest.update(f"{package} {_version(package)}\n".encode())
     files = [*(ROOT / "yolos_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def prepare(chips: Sequence[str] = slices.TPUS) -> None:
-    """Makes this process one that asks the compilers for these chips; ends it where one lacks."""
+    """Lets this process ask the compilers for these chips; ends it where one is missing."""
     for platform in {slices.CHIPS[chip].platform for chip in chips}:
         module, advice = COMPILERS[platform]
         try:
@@ -125,7 +125,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
             arguments.sizes or slices.CHIPS[chip].shapes,
             arguments.fsdp or ((1, 8) if arguments.all else (1,)),
         )
-        if chips % fsdp == 0
+        if chips % fsdp == 0 or arguments.fsdp
     ]
 
 
@@ -152,15 +152,16 @@ def examine(case: Case, cache: Path) -> dict:
         print(f"  {found['error']}")
         return row
     chip, model = slices.CHIPS[case.chip], read_recipe(case.recipe).model
-    operations = forecast.work(model, NUM_CLASSES, found["bucket"], chip.systolic)
-    seconds = forecast.step_seconds(found["programs"], operations, case.images, chip, case.chips)
-    unread = any(program["unread"] for program in found["programs"].values())
-    row |= {
-        "memory": forecast.memory(found),
-        "seconds_of_step": seconds._asdict(),
-        "efficiency": None if unread else seconds.efficiency,
-        "mfu": operations.model * case.images / chip.flops / seconds.step,
-    }
+    row |= {"memory": forecast.memory(found)}
+    if chip.platform == "tpu":
+        work = forecast.work(model, NUM_CLASSES, found["bucket"], chip.systolic)
+        seconds = forecast.step_seconds(found["programs"], work, case.images, chip, case.chips)
+        unread = any(program["unread"] for program in found["programs"].values())
+        row |= {
+            "seconds_of_step": seconds._asdict(),
+            "efficiency": None if unread else seconds.efficiency,
+            "mfu": work.model * case.images / chip.flops / seconds.step,
+        }
     if row["memory"] > chip.memory:
         row["error"] = f"needs {gib(row['memory'])} of {gib(chip.memory)}"
     print(report(row, model, chip), flush=True)
@@ -182,6 +183,8 @@ def report(row: dict, model: Any, chip: slices.Chip) -> str:
         f"  a chip needs {gib(row['memory'])} of {gib(chip.memory)}: the state "
         f"{gib(row['state_bytes'])}, what backward keeps {gib(row['residual_bytes'])}"
     )
+    if "seconds_of_step" not in row:
+        return "\n".join(lines)
     times = forecast.Seconds(**row["seconds_of_step"])
     lines.append(
         f"  step at least {ms(times.step)}: computing {ms(times.compute)}, memory traffic "
@@ -215,8 +218,9 @@ def table(rows: list[dict]) -> str:
     """A line per case."""
     lines = [f"\n{'case':58s} {'memory':>10s} {'step':>9s} {'exposed':>9s} {'efficiency':>10s}"]
     for row in rows:
-        if "memory" not in row:
-            lines.append(f"{row['name']:58s} does not compile")
+        if "seconds_of_step" not in row:
+            known = f"{gib(row['memory']):>10s}" if "memory" in row else "does not compile"
+            lines.append(f"{row['name']:58s} {known}")
             continue
         times = forecast.Seconds(**row["seconds_of_step"])
         lines.append(

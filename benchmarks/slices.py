@@ -1,6 +1,6 @@
 """Chips and slices as their makers publish them: what forecasts rest on besides programs.
 
-A slice of GPUs is a machine's, joined by a switch.
+Of GPUs, which stand in one machine, nothing is forecast but what fits: links are not described.
 
 Sources, as read in November 2026:
     docs.cloud.google.com/tpu/docs/v5e, v5p, v6e   peak, bandwidths, systolic arrays, shapes
@@ -8,8 +8,7 @@ Sources, as read in November 2026:
     nvidia.com/en-us/data-center/h200              peak, bandwidths, 141 GB
 A TPU's memory is what the compiler of libtpu 0.0.51 grants to programs, as its out-of-memory
 message says; the published 16 GB, 95 GB and 32 GB hold the system's share too. A GPU's is 95 % of
-what is published: jax lets a process have no more than ``XLA_CLIENT_MEM_FRACTION``, which is 75 %
-unless told.
+what is published, for processes with ``XLA_CLIENT_MEM_FRACTION=0.95``; on its own jax takes 75 %.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Chip(NamedTuple):
     systolic: int  # rows and columns of a matrix unit: narrower operands leave the rest idle
     ring: int  # an axis of a slice closes to a ring when its length is a multiple of this
     shapes: dict[int, tuple[int, ...]]  # of slices, by number of chips
-    platform: str = "tpu"  # as jax names it
+    platform: str = "tpu"  # or 'cuda': whose topologies jax is asked for
 
 
 CHIPS = {
@@ -50,7 +49,7 @@ CHIPS = {
             {8: (2, 4), 64: (8, 8), 256: (16, 16)},
         ),
         Chip(
-            "h200", 989e12, int(0.95 * 141e9), 4.8e12, 900e9, 64, 1,
+            "h200", 989e12, int(0.95 * 141e9), 4.8e12, 0, 0, 1,
             {1: (1,), 8: (8,)}, "cuda",
         ),
     )

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from jax.experimental import topologies
 
-from benchmarks import cards, gpu_kernels, kernels, planned, scale, slices
+from benchmarks import cards, gpu_kernels, kernels, planned, scale
+from tests.test_scale import canned
 from tests.tiny import BUCKET, TARGETS
 
 PROGRAM = """HloModule jit_update, is_scheduled=true
@@ -143,8 +144,15 @@ def test_a_machine_of_gpus_is_described_to_the_compiler(monkeypatch):
     assert 'device_description_str: "NVIDIA H200"' in seen["target_config"]
     with pytest.raises(ValueError, match="a slice of 64 h200 chips; expected one of 1, 8"):
         planned.slice_devices("h200", 64)
-    card = slices.CHIPS["h200"]
-    assert slices.group_bandwidth(card, 8, 8) == 450e9  # through a switch
+
+
+def test_of_gpus_nothing_is_forecast_but_what_fits(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(scale, "facts", canned)
+    row = scale.examine(planned.Case("h200", 8, "yolos_s", 1, 16), tmp_path)
+    printed = capsys.readouterr().out
+    assert "a chip needs 16.00 GiB of 124.75 GiB" in printed and "step at least" not in printed
+    assert "efficiency" not in row and "error" not in row
+    assert scale.table([row]).splitlines()[-1].split()[-2:] == ["16.00", "GiB"]
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,9 @@ def test_scanned_and_unrolled_rematerialised_or_not_are_one_computation():
     weight = np.ones(2, np.float32)
     with jax.default_matmul_precision("highest"):
         ours = gradient((5, 5))(params_of(), batch, weight)
-        theirs = gradient((5, 5), scan=False, remat="none")(params_of(), batch, weight)
-    assert_trees_close(ours, theirs, 1e-5)
+        for remat in ("none", "default"):
+            theirs = gradient((5, 5), scan=False, remat=remat)(params_of(), batch, weight)
+            assert_trees_close(ours, theirs, 1e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "default"])

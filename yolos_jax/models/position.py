@@ -165,7 +165,7 @@ def resize(
         return product("bcw,brwd->brcd", col_weights, rows)
 
     def columns_first(table, row_weights, col_weights):
-        """GPUs' products of many matrices write this order of axes, and not the other one's."""
+        """Batched products write [B, R, C, D] as it is; rows first GPUs transpose it afterwards."""
         cols = place(product("bcw,hwd->bhcd", col_weights, table))
         return product("brh,bhcd->brcd", row_weights, cols)
 
