@@ -153,6 +153,8 @@ def test_of_gpus_nothing_is_forecast_but_what_fits(monkeypatch, tmp_path, capsys
     assert "a chip needs 16.00 GiB of 124.75 GiB" in printed and "step at least" not in printed
     assert "efficiency" not in row and "error" not in row
     assert scale.table([row]).splitlines()[-1].split()[-2:] == ["16.00", "GiB"]
+    most = row["case"] | {"images": 16, "tried": {16: 2**30}}
+    assert scale.table_of_largest([most]).endswith("| 16 | 1.00 GiB of 124.75 GiB | 16, 128 |")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import tiny_detr
-from tests.tiny import BUCKET, CLASSES, make_batch, make_config
+from tests.tiny import BUCKET, CLASSES, make_batch, make_config, mesh_of
 from yolos_jax import programs
+from yolos_jax.mesh import ROWS
 from yolos_jax.models import norm, platforms, position
 from yolos_jax.models.build import build_model
 from yolos_jax.models.repeat import repeat
@@ -54,6 +56,19 @@ def test_repeated_for_every_image():
     np.testing.assert_array_equal(out, np.stack([x] * 4))
     cotangent = np.random.default_rng(0).integers(-9, 9, out.shape).astype(np.float32)
     np.testing.assert_array_equal(pullback(cotangent)[0], cotangent.sum(0))
+
+
+def test_the_form_for_gpus_sums_what_devices_share(as_on_gpus):
+    rows = NamedSharding(mesh_of(4), PartitionSpec(ROWS))
+    cotangent = np.random.default_rng(0).integers(-9, 9, (8, 2, 3)).astype(np.float32)
+
+    @jax.jit
+    def gradient(cotangent):
+        return jax.vjp(lambda x: repeat(x, 8), jnp.ones((2, 3)))[1](cotangent)[0]
+
+    found = gradient(jax.device_put(cotangent, rows))
+    assert as_on_gpus == ["_images_outermost"]
+    np.testing.assert_array_equal(found, cotangent.sum(0))
 
 
 @pytest.mark.parametrize(("platform", "told"), [("cpu", False), ("tpu", False), ("cuda", True)])
