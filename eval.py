@@ -91,6 +91,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def checkpoint_config(metadata: dict) -> ConfigDict:
     """Returns the configuration that a checkpoint carries, defaults where it has none."""
+    from yolos_jax.models import attention
+
     config = common.get_config()
     stored = dict(metadata.get("config") or {})
     for section in (*stored, "model", "preprocess"):
@@ -99,6 +101,7 @@ def checkpoint_config(metadata: dict) -> ConfigDict:
         if isinstance(values, dict) and section in config and section != "mesh":
             _take_over(config[section], values)
     config.data.exif = metadata["preprocess"].get("exif", "ignore")
+    config.model.attention = attention.portable(config.model.attention)
     return config
 
 
@@ -202,11 +205,17 @@ def join(args: argparse.Namespace) -> None:
     for setting in args.settings:
         if setting.startswith("mesh."):
             override(config, setting)
-    shared = [text for text in args.settings if text.partition("=")[0] not in LAUNCH]
     before = signal.getsignal(signal.SIGTERM)
-    launch.initialise(config.mesh, vars(args) | {"settings": shared})
+    launch.initialise(config.mesh, requested(args))
     # Of several processes jax takes note of SIGTERM; an evaluation has nothing to save.
     signal.signal(signal.SIGTERM, before)
+
+
+def requested(args: argparse.Namespace) -> dict:
+    """What the processes are asked for, under the keys by which they know what may differ."""
+    settings = dict(text.partition("=")[::2] for text in args.settings)
+    named = vars(args) | settings | {"data.root": args.data_root}
+    return {key: named[key] for key in named.keys() - {"settings", "data_root", *LAUNCH}}
 
 
 def make_place(path: str) -> None:

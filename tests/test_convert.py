@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from yolos_jax import interrupt
 from yolos_jax.convert import command, compare, export, names, original, weights
 from yolos_jax.convert.conversion import Options
 from yolos_jax.convert.read import Source, read
+from yolos_jax.models.build import build_model
 
 torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
 HEADS = Options(num_heads=sources.HEADS)
@@ -30,6 +32,15 @@ def flat_equal(a, b):
 
 def converted(path, options=HEADS):
     return weights.open_checkpoint(path, options)[0]
+
+
+def test_one_block_has_no_tables_between_blocks():
+    model = sources.yolos_model() | {"depth": 1, "mid_position_grid": (2, 2)}
+    params = sources.numpy_draw(build_model(model, 3), jax.random.key(0))
+    tensors = names.from_params(params, model)
+    queries = model["num_queries"]
+    assert tensors[names.MID_POSITION].shape == (0, 1, 1 + 4 + queries, model["width"])
+    flat_equal(params, names.to_params(tensors, model, 3, "here"))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

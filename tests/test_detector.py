@@ -208,6 +208,17 @@ def test_overrides(path):
     assert detector.load(path, size=65, max_size=0).preprocess["size"] == 65
 
 
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_another_machine_has_not_the_kernel_it_was_trained_with(path, loaded, kernel):
+    params, metadata = checkpoint.load_params(path)
+    trained = {**metadata, "model": {**metadata["model"], "attention": kernel, "dtype": "bfloat16"}}
+    found = detector.Detector(params, trained)
+    one, other = (each.predict(picture(64, 64), threshold=0)[0] for each in (found, loaded))
+    np.testing.assert_array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
+    with pytest.raises(ValueError, match=r"needs model\.dtype"):
+        detector.Detector(params, trained, attention=kernel)
+
+
 def test_a_start_for_training_is_no_detector_yet(path, tmp_path):
     params, metadata = checkpoint.load_params(path)
     checkpoint.save_params(tmp_path / "start", params, metadata | {"new": ["class_head"]})

@@ -221,6 +221,9 @@ def test_the_configuration_is_the_checkpoints():
     assert (found.data.exif, found.buckets.multiple) == ("apply", 8)
     assert found.preprocess.mean == config.preprocess.mean  # a tuple again
     assert found.mesh == common.get_config().mesh  # the training's devices are not here
+    for trained_with, here in (("cudnn", "auto"), ("splash", "auto"), ("stock", "stock")):
+        model = metadata["model"] | {"attention": trained_with}
+        assert eval_script.checkpoint_config({**metadata, "model": model}).model.attention == here
     converted = eval_script.checkpoint_config({**metadata, "config": None})
     assert converted.data.exif == "apply" and converted.model.width == 48
     eval_script.override(converted, "data.max_bad_fraction=1")

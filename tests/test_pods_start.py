@@ -165,11 +165,14 @@ def test_another_run_may_not_resume(finished, tmp, tmp_path, change, message):
 def test_two_processes_evaluate_as_one_and_print_once(finished, tmp, tmp_path, environment):
     outs, kept = [], []
     address = free_address()
+    # Hosts may have the same data in different places, and read it by their own numbers of threads.
+    places = [tmp / "data", tmp_path / "data"]
+    places[1].symlink_to(places[0])
     for count in (1, 2):
-        base = ["eval.py", "--checkpoint", str(finished), "--data_root", str(tmp / "data")]
-        base += ["--batch_size", "4", "--set", f"mesh.coordinator={address}"]
-        base += [f"mesh.num_processes={count}"]
-        commands = [[*base, f"mesh.process_id={i}"] for i in range(count)]
+        base = ["eval.py", "--checkpoint", str(finished), "--batch_size", "4", "--set"]
+        base += [f"mesh.coordinator={address}", f"mesh.num_processes={count}"]
+        own = [[f"mesh.process_id={i}", f"data.workers={i + 1}"] for i in range(count)]
+        commands = [[*base, *own[i], "--data_root", str(places[i])] for i in range(count)]
         codes, group = run(commands, tmp_path / str(count), environment, devices=2 // count)
         assert codes == [0] * count, group.printed()
         outs.append(json.loads(group.output(0).splitlines()[-1]))

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -92,53 +88,6 @@ def test_the_same_plan_and_the_same_batches_bit_for_bit(loose, packed, monkeypat
             np.testing.assert_array_equal(one.batch.grid, other.batch.grid)
             np.testing.assert_array_equal(one.image_ids, other.image_ids)
             assert one.batch.image_valid[one.image_ids >= 0].all() and not one.unreadable
-
-
-def test_what_is_finished_is_not_written_again(loose, packed, capsys):
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards_of(packed)}
-    records.main([str(loose), str(packed), "--shards", "4"])
-    assert {
-        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards_of(packed)
-    } == before
-    assert "60 pictures in 4 shards (4 there before)" in capsys.readouterr().out
-    # Other annotations of the same pictures: a new list, the same shards.
-    changed = json.loads((loose / ANNOTATIONS).read_text())
-    changed["annotations"] = changed["annotations"][1:]
-    original = (loose / ANNOTATIONS).read_text()
-    (loose / ANNOTATIONS).write_text(json.dumps(changed))
-    try:
-        records.main([str(loose), str(packed), "--split", "train", "--shards", "4"])
-        assert len(load(packed).labels) == len(changed["annotations"])
-    finally:
-        (loose / ANNOTATIONS).write_text(original)
-        records.main([str(loose), str(packed), "--split", "train", "--shards", "4"])
-    assert {
-        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards_of(packed)
-    } == before
-
-
-def test_killed_in_the_middle_and_run_again(tmp_path):
-    loose, out = tmp_path / "loose", tmp_path / "out"
-    shapes.write(loose, seed=1, train=600, val=0, size=64)
-    arguments = [str(loose), str(out), "--split", "train", "--shards", "60", "--workers", "2"]
-    command = [sys.executable, "-m", "yolos_jax.data.records", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 60
-    while len(shards_of(out)) < 5 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    said = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL, said
-    finished = {path: path.stat().st_mtime_ns for path in shards_of(out)}
-    assert 5 <= len(finished) < 60
-    assert shards.find(out / IMAGES) is None  # not taken for a packed folder
-    records.main(arguments)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert len(shards_of(out)) == 60
-    leftovers = {path.suffix for path in (out / IMAGES).iterdir() if path.name != shards.MANIFEST}
-    assert leftovers == {shards.SUFFIX}
-    data, pictures = load(out), load(loose)
-    assert all(data.read(row) == pictures.read(row) for row in range(600))
 
 
 def test_a_truncated_or_missing_shard_is_one_error(copy):

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from yolos_jax import datasets, evaluator
-from yolos_jax.data import pipeline, shapes
+from yolos_jax.data import image, pipeline, shapes
 from yolos_jax.data.augment import EvalRecipe, Recipe
 from yolos_jax.data.plan import choose_buckets, make_eval_plan, make_plan
 from yolos_jax.labels import LabelMap
@@ -197,6 +197,26 @@ def test_a_damaged_record_is_a_picture_that_cannot_be_read(root, prepared, tmp_p
     assert sum(batch.batch.image_valid.sum() for batch in found) == 39
     with pytest.raises(ValueError, match=r"\(train\): records 0 to 39: Corrupted"):
         read(data, tmp_path / "other")
+
+
+def test_a_picture_whose_size_nobody_knows_is_left_out(root, prepared, tmp_path, monkeypatch):
+    coco = json.loads((root / "annotations/instances_train2017.json").read_text())
+    del coco["images"][0]["height"]
+    (root / "unsized.json").write_text(json.dumps(coco))
+    path = root / "train2017" / coco["images"][0]["file_name"]
+    read_header = image.read_header
+
+    def unreadable(content):
+        if content == path.read_bytes():
+            raise ValueError("no header")
+        return read_header(content)
+
+    monkeypatch.setattr(image, "read_header", unreadable)
+    data = config_of(root, prepared, train_annotations="unsized.json")
+    with pytest.raises(ValueError, match=rf"{path.name}\): height is None"):
+        read(data, tmp_path)
+    data.on_error = "skip"
+    assert len(read(data, tmp_path).index) == 39
 
 
 REFUSED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolos_jax import visualize
+from yolos_jax import pictures, visualize
 from yolos_jax.data.index import load_coco
 from yolos_jax.data.shapes import write as write_shapes
 
@@ -110,3 +110,16 @@ def test_a_split_with_its_results(tmp_path):
     for gone in pictures[3:]:
         gone.unlink()
     assert visualize.split_sheet(index, results, count=2).size == (420, visualize.TITLE)
+
+
+def test_half_a_sheet_is_none(tmp_path, monkeypatch):
+    class Full:
+        def save(self, path, format):
+            path.write_bytes(b"half")
+            raise OSError("no space left")
+
+    monkeypatch.setattr(visualize, "split_sheet", lambda *given: Full())
+    sheet = pictures.Sheet(tmp_path, step=3, count=2)
+    with pytest.raises(OSError, match="no space"):
+        sheet.draw(None, [])
+    assert sheet.missing() and not list((tmp_path / "pictures").iterdir())

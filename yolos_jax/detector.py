@@ -22,6 +22,7 @@ from yolos_jax import checkpoint, given, losses
 from yolos_jax.batch import Batch, Bucket, Canvas, Detections
 from yolos_jax.data import image as image_lib
 from yolos_jax.labels import LabelMap
+from yolos_jax.models import attention as attention_lib
 from yolos_jax.models.build import build_model
 from yolos_jax.programs import jit
 
@@ -86,9 +87,12 @@ class Detector:
           dtype: of matrix products, 'float32' or 'bfloat16', for predictions and outputs. None:
             outputs in float32; predictions in float32 on the CPU, where bfloat16 is slow, and in
             the type the model was trained with elsewhere.
-          attention: a backend of models/attention.py instead of the checkpoint's.
+          attention: a backend of models/attention.py. None: the checkpoint's; 'auto' where that is
+            a kernel of the platform it was trained on.
         """
         config = dict(metadata["model"])
+        if "attention" in config:  # a DETR's has one form
+            config["attention"] = attention_lib.portable(config["attention"])
         if attention is not None:
             config["attention"] = attention
         on_cpu = jax.default_backend() == "cpu"

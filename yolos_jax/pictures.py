@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from yolos_jax import visualize
+from yolos_jax import interrupt, visualize
 from yolos_jax.data.index import Index
 
 
@@ -34,6 +34,7 @@ class Sheet:
         if not self.count:
             return []
         if jax.process_index() == 0 and results is not None:
-            self.path.parent.mkdir(exist_ok=True)
-            visualize.split_sheet(index, results, self.count).save(self.path)
+            sheet = visualize.split_sheet(index, results, self.count)
+            with interrupt.complete_or_nothing(self.path) as path:
+                sheet.save(path, format="PNG")
         return [str(self.path)]

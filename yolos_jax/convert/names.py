@@ -163,6 +163,8 @@ def from_params(params: Mapping[str, Any], model: Mapping[str, Any]) -> Tensors:
         grid = grid.reshape(*grid.shape[:-3], -1, grid.shape[-1])
         table = np.concatenate([flat[f"{path}/cls"], grid, flat[f"{path}/det"]], axis=-2)
         tensors[name] = table[None] if name == POSITION else table[:, None]
+    if MID_POSITION in shapes and model["depth"] == 1:
+        tensors[MID_POSITION] = np.zeros(shapes[MID_POSITION], np.float32)
     check(tensors, shapes, "the checkpoint")
     return {name: np.ascontiguousarray(tensors[name]) for name in shapes}
 
@@ -179,9 +181,12 @@ def _places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
 
 
 def _tables(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(their name, our path, the key of the grid's size) of each position table."""
+    """(their name, our path, the key of the grid's size) of each position table.
+
+    A model of one block has no tables between blocks; there it has an array of none.
+    """
     tables = [(POSITION, "backbone/position", "position_grid")]
-    if tuple(model["mid_position_grid"]):
+    if tuple(model["mid_position_grid"]) and model["depth"] > 1:
         tables.append((MID_POSITION, "backbone/mid_position", "mid_position_grid"))
     return tables
 

@@ -30,25 +30,30 @@ class Part(NamedTuple):
 
     path: Path
     pictures: list[list]  # [file name, bytes; -1 when it is missing]
+    written: list[int]  # when each file was, nanoseconds; -1 when it is missing
 
 
 def divide(
-    target: Path, names: Sequence[str], sizes: Sequence[int], shard_bytes: int, count: int
+    target: Path,
+    names: Sequence[str],
+    states: Sequence[tuple[int, int] | None],
+    shard_bytes: int,
+    count: int,
 ) -> list[Part]:
     """Neighbours of the annotation file into shards of about equal size.
 
     Args:
       target: the folder of the shards.
       names: of the pictures.
-      sizes: their bytes; -1 for a missing one.
+      states: their bytes and times, as ``files.state`` has them; None for a missing one.
       shard_bytes: about how large a shard is to be.
       count: how many there are to be; 0: as shard_bytes says.
 
     Raises:
       ValueError: all pictures are missing.
     """
-    pictures = [list(pair) for pair in zip(names, sizes, strict=True)]
-    total = sum(max(size, 0) for size in sizes)
+    pictures = [(name, *(state or (-1, -1))) for name, state in zip(names, states, strict=True)]
+    total = sum(max(size, 0) for _, size, _ in pictures)
     if not total:
         raise ValueError(f"none of the {len(pictures)} pictures for {target} is there")
     count = min(count or -(-total // shard_bytes), len(pictures))
@@ -59,12 +64,16 @@ def divide(
         before += max(picture[1], 0)
     filled: list[list] = []
     for group in groups:
-        if any(size >= 0 for _, size in group):
+        if any(size >= 0 for _, size, _ in group):
             filled.append(group)
         elif filled:  # none, or only missing ones
             filled[-1] += group
     return [
-        Part(target / f"pictures-{k:05d}-of-{len(filled):05d}{shards.SUFFIX}", group)
+        Part(
+            target / f"pictures-{k:05d}-of-{len(filled):05d}{shards.SUFFIX}",
+            [[name, size] for name, size, _ in group],
+            [time for _, _, time in group],
+        )
         for k, group in enumerate(filled)
     ]
 
@@ -83,10 +92,35 @@ def finished(target: Path) -> dict[str, dict]:
 
 
 def is_whole(part: Part, table: dict | None) -> bool:
-    """Whether a shard is there, with these pictures, as large as it was when it was written."""
-    if table is None or not part.path.exists():
+    """Whether a shard is there, as large as it was when it was written, and of these pictures.
+
+    Uncompressed pictures have the same size whatever is on them, so times are compared, too.
+    """
+    if table is None or not part.path.exists() or part.path.stat().st_size != table["bytes"]:
         return False
-    return table["pictures"] == part.pictures and part.path.stat().st_size == table["bytes"]
+    written = table.get("written", part.written)  # which older lists do not say
+    return table["pictures"] == part.pictures and written == part.written
+
+
+def reopen(target: Path) -> None:
+    """Takes the manifest away, so that the folder is no packed one, and leaves its shards' lists.
+
+    A run that ends before all is finished leaves the next one what it knew.
+    """
+    path = target / shards.MANIFEST
+    with contextlib.suppress(ValueError):
+        for table in shards.read_manifest(path)["tables"]:
+            _write_list(target / table["file"], table)
+    path.unlink(missing_ok=True)
+
+
+def bad_pictures(
+    parts: Sequence[Part], source: str, pool: ThreadPoolExecutor, workers: int
+) -> list[str]:
+    """What is wrong with pictures of shards that are still to be written."""
+    paths = [picture_path(source, "", name) for part in parts for name, _ in part.pictures]
+    found = (content for _, content in _ahead(pool, _checked, paths, 4 * workers))
+    return [str(content) for content in found if isinstance(content, ValueError)]
 
 
 def write_shard(
@@ -133,13 +167,20 @@ def write_shard(
         "file": part.path.name,
         "bytes": partial.stat().st_size,
         "pictures": part.pictures,
+        "written": part.written,
         "crc32": checksums,
         "left_out": left_out,
     }
-    # The list first: a shard that has its name has its list.
-    _write_whole(part.path.with_name(part.path.name + TABLE), json.dumps(table).encode())
+    reopen(part.path.parent)
+    # The list first: a shard that has its name has its list, and an earlier one has it no longer.
+    part.path.unlink(missing_ok=True)
+    _write_list(part.path, table)
     partial.replace(part.path)
     return [what for _, what in left_out]
+
+
+def _write_list(shard: Path, table: dict) -> None:
+    _write_whole(shard.with_name(shard.name + TABLE), json.dumps(table).encode())
 
 
 def _checked(path: str) -> bytes | ValueError:

@@ -71,24 +71,30 @@ def pack(
     bar = tqdm(total=len(names), desc=images_dir, unit="picture", disable=None)
     with ThreadPoolExecutor(workers) as pool, bar:
         states = pool.map(lambda name: files.state(picture_path(source, "", name)), names)
-        sizes = [-1 if state is None else state[0] for state in states]
-        parts = packing.divide(target, names, sizes, shard_bytes, shard_count)
-        known, kept, bad = packing.finished(target), 0, []
-        for part in parts:
-            if packing.is_whole(part, known.get(part.path.name)):
-                kept += 1
-                bar.update(len(part.pictures))
-                continue
-            # Until all is finished the folder is no packed folder.
-            (target / shards.MANIFEST).unlink(missing_ok=True)
+        parts = packing.divide(target, names, list(states), shard_bytes, shard_count)
+        known = packing.finished(target)
+        missing = [part for part in parts if not packing.is_whole(part, known.get(part.path.name))]
+        bar.update(len(names) - sum(len(part.pictures) for part in missing))
+        refuse = on_error == "raise"
+        if refuse and (target / shards.MANIFEST).exists():
+            # What is packed already is not touched in vain.
+            _refuse(packing.bad_pictures(missing, source, pool, workers), len(names))
+        bad = []
+        for part in missing:
             bad += packing.write_shard(part, source, pool, workers, on_error, bar.update)
-    if bad and on_error == "raise":
+    if refuse:
+        _refuse(bad, len(names))
+    left_out = packing.finish(target, parts, annotation_path, Path(out) / annotations)
+    return _summary(target, parts, len(parts) - len(missing), left_out)
+
+
+def _refuse(bad: Sequence[str], of: int) -> None:
+    """Raises ValueError where any picture is bad."""
+    if bad:
         raise ValueError(
-            f"{len(bad)} of {len(names)} pictures cannot be packed; repair them, or leave them out "
+            f"{len(bad)} of {of} pictures cannot be packed; repair them, or leave them out "
             f"with --on_error skip:\n{_listed(bad)}"
         )
-    left_out = packing.finish(target, parts, annotation_path, Path(out) / annotations)
-    return _summary(target, parts, kept, left_out)
 
 
 def _summary(target: Path, parts: list, kept: int, left_out: list) -> str:

@@ -183,7 +183,7 @@ def _scan(
                 height, width = _size(bytes(example["image"]), entry)
                 numbers[name] = record
                 found[image_id] = entry | {"height": height, "width": width}
-                boxes += _annotations(example["objects"], image_id, height, width, category_of)
+                boxes += _annotations(example["objects"], found[image_id], category_of)
             bar.update(len(records))
     return numbers, found, boxes
 
@@ -212,13 +212,15 @@ def _size(content: bytes, stated: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _annotations(
-    objects: Mapping[str, Sequence],
-    image_id: int,
-    height: Any,
-    width: Any,
-    category_of: Sequence[int],
+    objects: Mapping[str, Sequence], entry: Mapping[str, Any], category_of: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A picture's boxes as COCO states them: x, y, width, height in pixels."""
+    """A picture's boxes as COCO states them: x, y, width, height in pixels.
+
+    None where nothing says how large it is: ``clean`` names such a picture and leaves it out.
+    """
+    image_id, height, width = entry["id"], entry["height"], entry["width"]
+    if not all(isinstance(side, int | float) for side in (height, width)):
+        return []
     relative = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     y0, x0, y1, x1 = (relative * [height, width, height, width]).T
     bbox = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1).tolist()

@@ -27,6 +27,7 @@ from yolos_jax.models import head_attention, precision, splash_attention
 Array = jax.Array
 
 BACKENDS = ("auto", "stock", "chunked", "heads", "cudnn", "splash")
+KERNELS = ("cudnn", "splash")  # of one platform, and of bfloat16
 _SHORT = 256  # tokens; up to here the textbook form is the fastest everywhere
 _CHUNK = 256  # queries
 _TILE = 128  # queries that cuDNN's kernel takes at a time
@@ -78,6 +79,11 @@ def save_attention(primitive, *args, **params) -> bool:
     if primitive.name == "dot_product_attention_fwd_wrapper":  # cuDNN's output and statistics
         return True
     return jax.checkpoint_policies.save_only_these_names(_SAVED)(primitive, *args, **params)
+
+
+def portable(backend: str) -> str:
+    """The backend for a model that was trained with this one, on whatever machine it is now."""
+    return "auto" if backend in KERNELS else backend
 
 
 def resolve(backend: str, *, platform: str, dtype: str, tokens: int) -> str:

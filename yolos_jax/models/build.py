@@ -173,7 +173,7 @@ def _checked(values: dict[str, Any]) -> YolosConfig:
     for key, allowed in choices.items():
         if values[key] not in allowed:
             raise ValueError(f"model.{key} is {values[key]!r}; expected one of {allowed}.")
-    if config.attention in ("cudnn", "splash") and config.dtype != "bfloat16":
+    if config.attention in attention.KERNELS and config.dtype != "bfloat16":
         raise ValueError(
             f"model.attention {config.attention!r} needs model.dtype 'bfloat16', "
             f"not {config.dtype!r}."
