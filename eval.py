@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> dict:
     """Evaluates; returns the summary that becomes the last line."""
     # Here, so that --help answers at once.
     from yolos_jax import checkpoint, checks, compilation, evaluator, launch, unused
+    from yolos_jax.data.index import picture_path
 
     join(args)
     params, metadata = checkpoint.load_params(args.checkpoint)
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace) -> dict:
     )
     if launch.is_first():
         if args.results:
-            make_place(args.results)
+            make_place(args.results, picture_path(split.root, "", split.annotations))
         if metadata.get("new"):
             print(f"{args.checkpoint}: its heads are random, it is a start for training")
         print(f"{args.checkpoint}: step {metadata['step']}, {metadata['source']}")
@@ -218,14 +219,16 @@ def requested(args: argparse.Namespace) -> dict:
     return {key: named[key] for key in named.keys() - {"settings", "data_root", *LAUNCH}}
 
 
-def make_place(path: str) -> None:
+def make_place(path: str, annotations: str) -> None:
     """Makes the folder of a file that will be written when everything else is done.
 
     Raises:
-      ValueError: nothing can be written there.
+      ValueError: nothing can be written there, or the annotations would be lost.
     """
     from yolos_jax.data import files
 
+    if os.path.realpath(path) == os.path.realpath(annotations):
+        raise ValueError(f"--results {path}: is the annotation file; expected another one")
     if files.is_remote(path):
         raise ValueError(f"--results {path}: expected a local file")
     folder = os.path.dirname(os.path.abspath(path))
@@ -245,16 +248,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates and prints the last line; ends the program with one message where it cannot."""
-    import jax
-
     from yolos_jax import launch
     from yolos_jax.programs import no_room
 
     try:
         summary = run(args)
     except KeyboardInterrupt:
-        if jax.distributed.is_initialized():  # the others are told, and not waited for
-            launch.end("eval.py: interrupted")
+        launch.interrupted("eval.py")
         raise
     except (ValueError, OSError, ImportError) as error:
         launch.fail(f"eval.py: {error}")

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import common
-from yolos_jax import preemption
+from yolos_jax import interrupt, preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if missing.")
@@ -43,14 +43,25 @@ def refuse_unknown_keys(argv: list[str], known: dict[str, object]) -> None:
             continue
         key = name.split("config.", 1)[1]
         if key not in known:
-            # The last part of a key is what people remember: compare it alone, too.
-            tails = {path.split(".")[-1]: path for path in known}
+            # The last part of a key is what people remember: compare it alone, too. Where several
+            # keys end in it, the shortest is the run's own.
+            by_length = sorted(known, key=len, reverse=True)
+            tails = {path.split(".")[-1]: path for path in by_length}
             near = [
                 *(tails[t] for t in difflib.get_close_matches(key.split(".")[-1], tails, 1)),
                 *difflib.get_close_matches(key, known, 1),
             ]
             hint = f"; the nearest is --config.{near[0]}" if near else ""
             raise flags.Error(f"unknown key --config.{key}{hint}")
+
+
+def refuse_lists_given_twice(argv: list[str], defaults: dict[str, object]) -> None:
+    """Raises flags.Error for a list that is given twice: the flags' library would join the two."""
+    names = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
+    for key, default in defaults.items():
+        count = names.count(f"config.{key}")
+        if isinstance(default, tuple) and count > 1:
+            raise flags.Error(f"--config.{key} is given {count} times; expected one list")
 
 
 def refuse_wrong_elements(config: ConfigDict, defaults: dict[str, object]) -> None:
@@ -89,6 +100,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             return flags.FLAGS(argv)
         defaults = load_defaults(argv[1:])
         refuse_unknown_keys(argv[1:], defaults)
+        refuse_lists_given_twice(argv[1:], defaults)
         remaining = flags.FLAGS(argv)
         refuse_wrong_elements(_CONFIG.value, defaults)
         if len(remaining) > 1:
@@ -106,6 +118,12 @@ def main(argv: list[str]) -> None:
     del argv
     # Libraries tell their whole story at INFO; what a run has to say it prints.
     logging.set_verbosity(logging.WARNING)
+    with interrupt.one_line("train.py"):
+        train()
+
+
+def train() -> None:
+    """Trains and prints the last line; ends the program with one message where it cannot."""
     asked = preemption.Preemption()
     try:
         asked.listen()  # while importing, too
@@ -125,6 +143,11 @@ def main(argv: list[str]) -> None:
             reason = error if isinstance(error, preemption.Stopped) else "asked to stop"
             preemption.leave(f"train.py: {reason}, before the first step; nothing to save")
         fail(error)
+    except KeyboardInterrupt:  # the second request to stop, or one to several processes
+        from yolos_jax import launch
+
+        launch.interrupted("train.py")
+        raise
     if launch.is_first():
         print(json.dumps(summary))
     if Programs.abandoned:

@@ -11,16 +11,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from yolos_jax import checkpoint, evaluation, startup, step, visualize
+from yolos_jax import checkpoint, evaluation, run, startup, step, visualize
 from yolos_jax.watchdog import Watchdog
 
 PHASES = {
     "preparing": (startup, "build"),
     "compiling": (step.TrainStep, "__call__"),
-    "reading": (startup.Run, "train_batches"),
+    "reading": (run.Run, "train_batches"),
     "saving": (checkpoint.Checkpoints, "save"),
     "writing": (ocp.AsyncCheckpointer, "save"),  # orbax's part, with what it asks before behind it
-    "evaluating": (startup.Run, "eval_batches"),
+    "evaluating": (run.Run, "eval_batches"),
     "scoring": (evaluation, "coco_metrics"),
     "drawing": (visualize, "split_sheet"),
 }

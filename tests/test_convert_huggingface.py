@@ -183,8 +183,10 @@ def test_sizes_that_transformers_rounds_otherwise_are_warned_of(tmp_path, capsys
 
 def test_preprocessor_config_is_read(tmp_path):
     folder = random_folder(tmp_path / "hf")
-    found = opened(folder).preprocess
+    converted = opened(folder)
+    found = converted.preprocess
     assert (found["size"], found["max_size"]) == (800, 1333)  # none: what most have
+    assert "ASSUMED: pictures of 800 pixels, 1333 at most" in converted.describe()
     for size, expected in (
         ({"shortest_edge": 512, "longest_edge": 864}, (512, 864)),
         (600, (600, 1000)),  # as it was written before 2022
@@ -195,6 +197,7 @@ def test_preprocessor_config_is_read(tmp_path):
         found = opened(folder).preprocess
         assert (found["size"], found["max_size"]) == expected
         assert (found["mean"], found["std"]) == ([0.5] * 3, [0.25] * 3)
+        assert "ASSUMED" not in opened(folder).describe()
     for size in (1400, {"shortest_edge": 1400}):  # and no other key
         (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
         found = opened(folder).preprocess

@@ -208,6 +208,15 @@ def test_what_cannot_work_is_one_message(capsys, data, checkpoint, arguments, me
     assert message in error and error.startswith("eval.py: ")
 
 
+def test_results_do_not_take_the_place_of_the_annotations(capsys, data, checkpoint):
+    before = (data / ANNOTATIONS).read_bytes()
+    results = data / "val2017" / ".." / ANNOTATIONS
+    _, error = run(
+        capsys, "--checkpoint", checkpoint, "--data_root", data, "--results", str(results)
+    )
+    assert "is the annotation file" in error and (data / ANNOTATIONS).read_bytes() == before
+
+
 def test_the_configuration_is_the_checkpoints():
     config = common.get_config()
     config.preprocess.size, config.buckets.multiple, config.mesh.fsdp = 640, 8, 2

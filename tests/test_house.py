@@ -80,7 +80,7 @@ ORDER = [
     ["evaluator"],
     ["visualize"],
     ["pictures"],
-    ["report"],
+    ["report", "run"],
     ["startup"],
     ["trainer"],
     ["predict", "demo", "attend"],

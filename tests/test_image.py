@@ -162,5 +162,5 @@ def test_preprocess_resizes_and_cuts():
     config = {"size": 32, "max_size": 48}
     patches, grid = image.preprocess(RNG.integers(0, 256, (50, 70, 3), np.uint8), config, 8)
     assert grid == (4, 5) and patches.shape == (20, 192) and patches.dtype == np.uint8
-    with pytest.raises(ValueError, match=r"thin\.png: 4x900 .*too thin"):
-        image.preprocess(np.zeros((4, 900, 3), np.uint8), config, 8, "thin.png")
+    patches, grid = image.preprocess(np.zeros((4, 900, 3), np.uint8), config, 8)
+    assert grid == (1, 6) and patches.shape == (6, 192)

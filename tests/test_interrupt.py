@@ -129,3 +129,17 @@ def test_what_was_there_stays_or_is_replaced(tmp_path, kind, before, monkeypatch
     with interrupt.complete_or_nothing(target) as path:
         make(path, kind, "new")
     assert text(target) == "new" and list(tmp_path.iterdir()) == [target]
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    (tmp_path / "file").write_text("")
+    whole = interrupt.complete_or_nothing
+    inside, target = tmp_path / "file" / "in" / "a.json", tmp_path / "a.json"
+    with pytest.raises(OSError, match="file/in: no folder can be made there: "), whole(inside):
+        pass
+    with pytest.raises(OSError, match=f"{target}: cannot be written: Is a"), whole(target) as path:
+        path.mkdir()
+        path.write_text("")
+    with pytest.raises(OSError, match="absent"), whole(target):  # of another file, as it is
+        (tmp_path / "absent").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

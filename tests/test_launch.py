@@ -26,7 +26,8 @@ def test_a_signal_becomes_a_request_once(number, capsys):
         os.kill(os.getpid(), number)
         assert preemption.requested(4) and preemption.requested(4)
         assert signal.getsignal(number) == before  # the second one acts as it always did
-    assert "leaving at step 4" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "leaving at step 4 when it is saved; asked again it ends at once, unsaved" in said
     assert signal.getsignal(number) == before
 
 

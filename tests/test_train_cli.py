@@ -29,6 +29,11 @@ def run_train(*arguments, **options):
     [
         (["--config.optimizer.lrr=3"], "the nearest is --config.optimizer.lr"),
         (["--config.lr=3"], "the nearest is --config.optimizer.lr"),
+        (["--config.batchsize=3"], "the nearest is --config.batch_size"),
+        (
+            ["--config.augment.scales=(80,96)", "--config.augment.scales", "(64,)"],
+            "--config.augment.scales is given 2 times; expected one list",
+        ),
         (["--config.optimizer.lr=abc"], "could not convert string to float: 'abc'"),
         (["--config.batch_size=2.5"], "config.batch_size=2.5"),
         (["--config.augment.scales=(480,a)"], "expected a list of int"),
@@ -69,13 +74,14 @@ def test_what_is_no_configuration(content, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "code", "message"),
     [
-        ("RuntimeError('RESOURCE_EXHAUSTED: no room for 9 bytes\\nmore')", "need less: RESOURCE_"),
-        ("ImportError('No module named pycocotools')", "train.py: No module named pycocotools"),
+        ("RuntimeError('RESOURCE_EXHAUSTED: no room for 9 bytes\\nmore')", 1, "less: RESOURCE_"),
+        ("ImportError('No module named pycocotools')", 1, "train.py: No module named pycocotools"),
+        ("KeyboardInterrupt", 130, "train.py: interrupted"),  # as the second Ctrl-C
     ],
 )
-def test_no_room_and_no_library_are_one_line(error, message, tmp_path):
+def test_what_ends_a_run_is_one_line(error, code, message, tmp_path):
     program = (
         "import train; from yolos_jax import trainer\n"
         f"def fail(*args, **kwargs): raise {error}\n"
@@ -90,7 +96,7 @@ def test_no_room_and_no_library_are_one_line(error, message, tmp_path):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 

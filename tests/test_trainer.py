@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from configs import finetune
 from configs import shapes as shapes_config
 from configs.common import CHANGEABLE_ON_RESUME, get_config
-from yolos_jax import checkpoint, claim, launch, trainer
+from yolos_jax import checkpoint, claim, launch, startup, trainer
 from yolos_jax.data import shapes
 
 
@@ -101,6 +102,22 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(finished, pictures, tmp_p
     resumed, _ = checkpoint.load_params(tmp_path, prefer="last")
     assert jax.tree.all(jax.tree.map(np.array_equal, unbroken, resumed))
     assert [r["step"] for r in lines(tmp_path) if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_began_here_meanwhile_is_not_begun_again(
+    finished, pictures, tmp_path, monkeypatch
+):
+    build, folder = startup.build, tmp_path / "run"
+
+    def slowly(*arguments):
+        run = build(*arguments)
+        shutil.copytree(finished[0], folder)
+        return run
+
+    monkeypatch.setattr(startup, "build", slowly)
+    with pytest.raises(ValueError, match="another run began here meanwhile, and has saved step 6"):
+        train(tiny(pictures), folder)
+    assert lines(folder) == lines(finished[0])
 
 
 @pytest.mark.slow

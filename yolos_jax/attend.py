@@ -50,7 +50,7 @@ def attend(model: detector.Detector, image: np.ndarray) -> Attended:
       image: uint8 [height, width, 3].
 
     Raises:
-      ValueError: the picture is too thin to be resized, or no answer is a number.
+      ValueError: no answer is a number.
     """
     from yolos_jax import losses
     from yolos_jax.batch import Outputs, normalise
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         attended = attend(model, image)
     except ValueError as error:
-        raise ValueError(f"{args.picture}: {str(error).removeprefix('picture: ')}") from error
+        raise ValueError(f"{args.picture}: {error}") from error
     best = np.argsort(-attended.scores, kind="stable")[: args.top_k].tolist()
     queries = args.queries or best
     names = model.label_map.names

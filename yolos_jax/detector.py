@@ -132,12 +132,13 @@ class Detector:
             raise ValueError(f"threshold is {threshold}, expected a score, 0 to 1")
         if top_k < 0:
             raise ValueError(f"top_k is {top_k}, expected 0 or more")
-        named = [(p, given.name_of(i, p)) for i, p in enumerate(given.as_list(pictures))]
-        images = [given.to_array(picture, self.exif, name) for picture, name in named]
+        images = [
+            given.to_array(picture, self.exif, given.name_of(i, picture))
+            for i, picture in enumerate(given.as_list(pictures))
+        ]
         layout = self.model.layout
         prepared = [
-            image_lib.preprocess(image, self.preprocess, layout.patch_size, name)
-            for image, (_, name) in zip(images, named, strict=True)
+            image_lib.preprocess(image, self.preprocess, layout.patch_size) for image in images
         ]
         groups: dict[Bucket, list[int]] = {}
         for i, (_, grid) in enumerate(prepared):

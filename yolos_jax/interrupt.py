@@ -38,13 +38,25 @@ def _insist(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder where it is missing; raises OSError, by its name, where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}: no folder can be made there: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
-    """Yields a path beside the destination to write to; renames it when all went well."""
+    """Yields a path beside the destination to write to; renames it when all went well.
+
+    Raises:
+      OSError: the destination cannot be written, by its own name.
+    """
     target = Path(os.path.abspath(destination))
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    make_folder(target.parent)
     try:
         yield temporary
         try:
@@ -56,6 +68,10 @@ def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
             if replaced.exists() and not target.exists():
                 replaced.rename(target)
             raise
+    except OSError as error:
+        if str(error.filename).startswith(str(temporary)):
+            raise OSError(f"{target}: cannot be written: {error.strerror}") from error
+        raise
     finally:
         for path in (temporary, replaced):
             if path.is_dir():

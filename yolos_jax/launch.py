@@ -206,6 +206,12 @@ def end(message: str) -> None:
     _exit()
 
 
+def interrupted(program: str) -> None:
+    """Ends one of several processes, which are told; one on its own it lets go on."""
+    if _together() is not None:
+        end(f"{program}: interrupted")
+
+
 def finish(code: int = 0) -> None:
     """Ends the program, whose work is done, without waiting for threads that still compile."""
     together = _together()

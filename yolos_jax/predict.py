@@ -126,13 +126,7 @@ def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> lis
         except ValueError as error:
             outcomes.append(error)
     readable = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, np.ndarray)]
-    try:
-        predictions = model.predict([outcomes[i] for i in readable], threshold=0.0)
-    except ValueError as error:
-        # One of them is at fault (too thin to resize, say): the others are predicted without it.
-        if len(paths) == 1:
-            return [ValueError(f"{paths[0]}: {str(error).removeprefix('picture 0: ')}")]
-        return [outcome for path in paths for outcome in predict_chunk(model, [path])]
+    predictions = model.predict([outcomes[i] for i in readable], threshold=0.0)
     for i, prediction in zip(readable, predictions, strict=True):
         outcomes[i] = outcomes[i], prediction
     return outcomes
@@ -161,7 +155,7 @@ def run(args: argparse.Namespace) -> list[str]:
     from yolos_jax import detector
 
     model = detector.load(args.checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
+    interrupt.make_folder(out)
     records, unreadable = [], []
     for start in range(0, len(pictures), args.batch_size):
         chunk = pictures[start : start + args.batch_size]

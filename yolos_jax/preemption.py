@@ -87,7 +87,12 @@ class Preemption:
         else:
             stop = bool(self._signal)
         if stop and jax.process_index() == 0:
-            print(f"asked to stop, leaving at step {step}", file=sys.stderr, flush=True)
+            once_more = "; asked again it ends at once, unsaved" if jax.process_count() == 1 else ""
+            print(
+                f"asked to stop, leaving at step {step} when it is saved{once_more}",
+                file=sys.stderr,
+                flush=True,
+            )
         return stop
 
     def _note(self, number: int, frame: FrameType | None) -> None:

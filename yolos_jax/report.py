@@ -19,7 +19,7 @@ def describe_run(run: Any, first_plan: Plan, groups: str) -> str:
     """Returns several lines: classes, data, parameters, devices, batch, steps, buckets.
 
     Args:
-      run: a ``startup.Run``.
+      run: a ``run.Run``.
       first_plan: of its first epoch.
       groups: of ``optimizer.describe_groups``.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,106 +27,15 @@ from yolos_jax import (
     step,
     unused,
 )
-from yolos_jax.batch import HostBatch
 from yolos_jax.checkpoint import FORMAT, Checkpoints, load_params
 from yolos_jax.claim import Claim
 from yolos_jax.convert import start
-from yolos_jax.data import pipeline
 from yolos_jax.data import plan as plan_lib
 from yolos_jax.labels import LabelMap
 from yolos_jax.models.build import build_model
 from yolos_jax.predict_step import PredictStep
 from yolos_jax.progress import Progress
-
-MIN_STEPS_READ = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step to the last."""
-
-    config: ConfigDict
-    workdir: Path
-    data: datasets.Data
-    mesh: jax.sharding.Mesh
-    train_step: step.TrainStep
-    predict_step: PredictStep
-    schedule: Callable[[int], float]
-    steps_per_epoch: int
-    checkpoints: Checkpoints | None  # None until nothing is left that could refuse the run
-    metadata: dict  # what every checkpoint of this run says about itself
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-        return self.config.checkpoint.every_steps or self.steps_per_epoch
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between evaluations; 0: only after the last step."""
-        return self.config.eval.every_epochs * self.steps_per_epoch
-
-    def train_plan(self, epoch: int) -> plan_lib.Plan:
-        """The plan of an epoch: a pure function of the data, the recipe and the seed."""
-        return plan_lib.make_plan(
-            self.data.train,
-            self.data.recipe,
-            self.data.buckets,
-            seed=self.config.seed,
-            epoch=epoch,
-            batch_size=self.config.batch_size,
-            grouped=self.config.buckets.grouped,
-            microbatches=self.config.microbatches,
-        )
-
-    def image_ids(self, step: int) -> list[int]:
-        """The images of a step, of all hosts."""
-        epoch, offset = divmod(step, self.steps_per_epoch)
-        return self.data.train.image_ids[self.train_plan(epoch).rows[offset]].tolist()
-
-    def train_batches(self, first_step: int) -> Iterator[HostBatch]:
-        """This host's batches from a step to the end of the run, epoch after epoch."""
-
-        # Epochs of few steps are read together: beginning to read costs as much as many steps.
-        together = -(-MIN_STEPS_READ // self.steps_per_epoch)
-
-        def open_epochs(first: int, offset: int = 0):
-            numbers = range(first, min(first + together, self.config.epochs))
-            if not numbers:
-                return None
-            plan = plan_lib.join([self.train_plan(number) for number in numbers])
-            return self._batches(self.data.train, plan, self.config.microbatches, offset)
-
-        epoch, offset = divmod(first_step, self.steps_per_epoch)
-        opened = [open_epochs(epoch, offset)]
-        try:
-            while opened[0] is not None:
-                # The next epochs begin to be read while these train: no pause between them.
-                epoch += together
-                opened.append(open_epochs(epoch))
-                yield from opened[0]
-                del opened[0]
-        finally:
-            for batches in filter(None, opened):
-                batches.close()
-
-    def eval_batches(self) -> Iterator[HostBatch]:
-        """This host's batches of the validation split."""
-        return self._batches(self.data.val, self.data.eval_plan, 1, 0)
-
-    def _batches(self, index, plan, microbatches, first_step):
-        return pipeline.host_batches(
-            index,
-            plan,
-            start_step=first_step,
-            host_rows=mesh.host_rows(self.mesh, plan.batch_size, microbatches),
-            workers=self.config.data.workers,
-            prefetch=self.config.data.prefetch,
-        )
+from yolos_jax.run import Run
 
 
 def prepare(
@@ -176,7 +85,7 @@ def prepare(
         for note in report.preprocess_notes(config, initial[1]["preprocess"]):
             say(note)
     # Only now: a run that is refused leaves no folder behind.
-    run = dataclasses.replace(run, checkpoints=opened or open_checkpoints(config, folder, claim))
+    run = dataclasses.replace(run, checkpoints=opened or open_first(config, folder, claim))
     compilation.keep_programs(config.compile.cache, folder)
     if begun is not None:
         progress = resume(run, begun)
@@ -248,6 +157,17 @@ def open_checkpoints(config: ConfigDict, folder: Path, claim: Claim) -> Checkpoi
     return Checkpoints(
         folder / "checkpoints", keep.keep_last, keep.keep_best, wait_seconds=keep.wait_seconds
     )
+
+
+def open_first(config: ConfigDict, folder: Path, claim: Claim) -> Checkpoints:
+    """Those of a run that found none before it had claimed the folder; raises ValueError if now."""
+    checkpoints = open_checkpoints(config, folder, claim)
+    if checkpoints.last_step is not None:
+        raise ValueError(
+            f"{folder}: another run began here meanwhile, and has saved step "
+            f"{checkpoints.last_step}: the same command goes on from there"
+        )
+    return checkpoints
 
 
 def describe_checkpoint(config: ConfigDict, label_map: LabelMap, first_plan: plan_lib.Plan) -> dict:

@@ -16,6 +16,7 @@ from yolos_jax.claim import Claim
 from yolos_jax.health import Health
 from yolos_jax.pictures import Sheet
 from yolos_jax.progress import Progress
+from yolos_jax.run import Run
 from yolos_jax.watchdog import Watchdog
 
 
@@ -82,7 +83,7 @@ class Trainer:
 
     def __init__(
         self,
-        run: startup.Run,
+        run: Run,
         progress: Progress,
         preemption: launch.Preemption,
         log: runlog.RunLog,

@@ -45,15 +45,16 @@ def convert(source: Source, options: Options) -> Converted:
     if label_map == conversion.generic_labels(label_map.num_classes):
         detr.refuse_panoptic(label_map.num_classes, options, source.path)
     original = to_original(tensors, model, label_map.num_classes, source.path)
+    preprocess = hf_folder.preprocess(source, options, detr.SIZE)
     return Converted(
         kind="DETR of transformers",
         params=detr_names.to_params(original, model, label_map.num_classes, source.path),
         model=model,
         label_map=label_map,
-        preprocess=hf_folder.preprocess(source, options, detr.SIZE),
+        preprocess=preprocess,
         rows=conversion.loaded_rows(tensors)
         + tuple(Row("unused", name) for name in counters + source.unused),
-        notes=notes + more,
+        notes=notes + more + hf_folder.assumed(source, options, preprocess),
     )
 
 

@@ -61,6 +61,16 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
     )
 
 
+def assumed(source: Source, options: Options, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What ``preprocess`` found where neither folder nor flags say it, in words."""
+    if source.preprocessor or options.size:
+        return ()
+    return (
+        f"ASSUMED: pictures of {found['size']} pixels, {found['max_size']} at most, for the folder "
+        "has no preprocessor_config.json; --size and --max_size say otherwise.",
+    )
+
+
 def label_map_of_config(
     config: Mapping[str, Any], options: Options
 ) -> tuple[LabelMap, tuple[str, ...]]:

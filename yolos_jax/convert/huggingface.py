@@ -106,14 +106,15 @@ def convert(source: Source, options: Options) -> Converted:
     shapes = names.expected_shapes(model, label_map.num_classes)
     tensors, rows = with_qkv_bias(source.tensors, config, shapes)
     tensors = to_original(tensors, shapes, source.path)
+    preprocess = hf_folder.preprocess(source, options, published_size(model["width"]))
     return Converted(
         kind="YOLOS of transformers",
         params=names.to_params(tensors, model, label_map.num_classes, source.path),
         model=model,
         label_map=label_map,
-        preprocess=hf_folder.preprocess(source, options, published_size(model["width"])),
+        preprocess=preprocess,
         rows=conversion.loaded_rows(source.tensors) + rows,
-        notes=notes,
+        notes=notes + hf_folder.assumed(source, options, preprocess),
     )
 
 

@@ -118,9 +118,6 @@ def draw(index: Index, recipe: Recipe, seed: int, epoch: int) -> Draws:
 
     Where the side of a frame is smaller than the least side of a crop the reference stops with
     an error; here the crop keeps the whole of that side. Neither happens in published recipes.
-
-    Raises:
-      ValueError: when a picture is so narrow that a side rounds down to nothing.
     """
     original = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
     u = uniforms(seed, epoch, AUGMENTATION, len(index), 8)
@@ -140,24 +137,16 @@ def draw(index: Index, recipe: Recipe, seed: int, epoch: int) -> Draws:
         rect[crop] = np.stack([top, left, cut_height, cut_width], axis=1)
     size = sizes.resized_size(rect[:, 2], rect[:, 3], scale, recipe.max_size, recipe.multiple)
     size = np.stack(size, axis=1).astype(np.int32)
-    check_not_empty(index, size)
     return Draws(flip, frame, rect, size)
 
 
 def draw_eval(index: Index, recipe: EvalRecipe) -> Draws:
-    """The same columns for evaluation, where nothing is random. Raises as ``draw`` does."""
+    """The same columns for evaluation, where nothing is random."""
     original = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
     rect = np.concatenate([np.zeros_like(original), original], axis=1)
     size = sizes.resized_size(*original.T, recipe.size, recipe.max_size, recipe.multiple)
     size = np.stack(size, axis=1).astype(np.int32)
-    check_not_empty(index, size)
     return Draws(np.zeros(len(index), bool), original, rect, size)
-
-
-def check_not_empty(index: Index, size: np.ndarray) -> None:
-    """Raises ValueError naming the first row of which nothing is left; size int [I, 2]."""
-    for row in np.flatnonzero((size == 0).any(axis=1))[:1]:
-        sizes.check_resized(index.heights[row], index.widths[row], *size[row], index.path(row))
 
 
 def surviving_boxes(

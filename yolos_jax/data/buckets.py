@@ -43,7 +43,7 @@ def choose_buckets(
       pictures have one length, there is one bucket.
 
     Raises:
-      ValueError: for an empty dataset, a count below one, or a picture that has no size left.
+      ValueError: for an empty dataset or a count below one.
     """
     check_choice(index, count, multiple)
     simulated = simulate(index, recipe)
@@ -116,22 +116,13 @@ def neighbours(buckets: tuple[Bucket, ...]) -> np.ndarray:
 
 
 def possible_grids(index: Index, recipe: Recipe | EvalRecipe) -> np.ndarray:
-    """Every grid that the recipe can make of a picture of the dataset, int64 [G, 2], exactly.
-
-    Raises:
-      ValueError: naming a picture of which nothing is left at some scale.
-    """
-    original = np.stack([index.heights, index.widths], axis=1)
-    shapes, first = np.unique(original, axis=0, return_index=True)
+    """Every grid that the recipe can make of a picture of the dataset, int64 [G, 2], exactly."""
+    shapes = np.unique(np.stack([index.heights, index.widths], axis=1), axis=0)
     if isinstance(recipe, EvalRecipe):
-        return _grids(shapes, (recipe.size,), recipe, index, first)
+        return _grids(shapes, (recipe.size,), recipe)
     whole = shapes[: len(shapes) if recipe.crop < 1 else 0]
     cut = _possible_crops(shapes, recipe) if recipe.crop > 0 else shapes[:0]
-    grids = [
-        _grids(whole, recipe.scales, recipe, index, first),
-        _grids(cut, recipe.scales, recipe),
-    ]
-    return np.unique(np.concatenate(grids), axis=0)
+    return _grids(np.concatenate([whole, cut]), recipe.scales, recipe)
 
 
 def _possible_crops(shapes: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -150,25 +141,15 @@ def _possible_crops(shapes: np.ndarray, recipe: Recipe) -> np.ndarray:
     return np.argwhere(corners.cumsum(axis=0).cumsum(axis=1) > 0)
 
 
-def _grids(
-    shapes: np.ndarray,
-    scales: tuple[int, ...],
-    recipe: Recipe | EvalRecipe,
-    index: Index | None = None,
-    rows: np.ndarray | None = None,
-) -> np.ndarray:
-    """Grids int64 [G, 2] of pictures [U, 2] at every scale; rows of the index name offenders."""
+def _grids(shapes: np.ndarray, scales: tuple[int, ...], recipe: Recipe | EvalRecipe) -> np.ndarray:
+    """Grids int64 [G, 2] of pictures [U, 2] at every scale."""
     found = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(shapes), CHUNK):
         height, width = shapes[start : start + CHUNK].T
         for scale in scales:
             size = sizes.resized_size(height, width, scale, recipe.max_size, recipe.multiple)
-            size = np.stack(size, axis=1)
-            for bad in np.flatnonzero((size == 0).any(axis=1))[:1]:
-                where = "a crop" if index is None else index.path(int(rows[start + bad]))
-                sizes.check_resized(height[bad], width[bad], *size[bad], where)
             # Pairs as one number: unique over columns sorts records, many times slower.
-            pairs = size // recipe.multiple
+            pairs = np.stack(size, axis=1) // recipe.multiple
             cols = int(pairs[:, 1].max()) + 1
             found.append(np.stack(np.divmod(np.unique(pairs @ [cols, 1]), cols), axis=1))
     return np.unique(np.concatenate(found), axis=0)

@@ -39,7 +39,7 @@ def choose_canvases(
       size, there is one canvas.
 
     Raises:
-      ValueError: for an empty dataset, a count below one, or a picture that has no size left.
+      ValueError: for an empty dataset or a count below one.
     """
     buckets_lib.check_choice(index, count, multiple)
     largest = _rounded(buckets_lib.possible_grids(index, recipe).max(axis=0), multiple)

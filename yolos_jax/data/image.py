@@ -142,7 +142,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def preprocess(
-    image: np.ndarray, preprocess_cfg: Mapping[str, Any], patch_size: int, name: str = "picture"
+    image: np.ndarray, preprocess_cfg: Mapping[str, Any], patch_size: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """What evaluation and predict do to a picture; normalising is left to the compiled step.
 
@@ -150,18 +150,13 @@ def preprocess(
       image: uint8 [height, width, 3].
       preprocess_cfg: ``size`` and ``max_size`` of config.preprocess, pixels.
       patch_size: pixels.
-      name: of the picture, for the message.
 
     Returns:
       patches uint8 [rows * columns, P] and (rows, columns).
-
-    Raises:
-      ValueError: the picture is so thin that less than a patch would be left of it.
     """
     height, width = image.shape[:2]
     limits = preprocess_cfg["size"], preprocess_cfg["max_size"]
     new = tuple(int(side) for side in sizes.resized_size(height, width, *limits, patch_size))
-    sizes.check_resized(height, width, *new, name)
     return patchify(resize(image, *new), patch_size), (new[0] // patch_size, new[1] // patch_size)
 
 

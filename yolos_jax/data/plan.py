@@ -142,7 +142,7 @@ def make_plan(
 
     Raises:
       ValueError: when the batch is larger than the dataset or is not divisible into microbatches,
-        when a number is out of range, or a picture has no size left after rounding.
+        or a number is out of range.
     """
     if batch_size > len(index):
         raise ValueError(

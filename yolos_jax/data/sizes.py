@@ -20,7 +20,8 @@ def resized_size(
     """The size a picture is resized to: shorter side ``size``, sides a multiple of the patch.
 
     The shorter side becomes ``size``, or less where the longer one would exceed ``max_size``; the
-    other side keeps the aspect ratio; then both are rounded down to ``multiple``.
+    other side keeps the aspect ratio; then both are rounded down to ``multiple``. A picture so thin
+    that nothing would be left of it, where the reference fails, keeps one patch.
 
     Args:
       height: int [...], pixels.
@@ -30,8 +31,7 @@ def resized_size(
       multiple: pixels, the side of a patch.
 
     Returns:
-      (height, width), int64 [...]. A side is 0 where the picture is so thin that less than one
-      patch is left of it, as the reference computes; ``check_resized`` says so to the user.
+      (height, width), int64 [...].
     """
     height, width, size, max_size = np.broadcast_arrays(
         *(np.asarray(x, np.float64) for x in (height, width, size, max_size))
@@ -41,18 +41,11 @@ def resized_size(
     # rint rounds halves to even, as Python's round does; truncation is the reference's int().
     side = np.where(capped, np.rint(max_size * shorter / longer), size)
     other = np.where(shorter == side, longer, np.trunc(side * longer / shorter))
+    other = np.where(side == 0, max_size, other)
     portrait = width < height
     new_height, new_width = np.where(portrait, other, side), np.where(portrait, side, other)
-    return tuple((x // multiple * multiple).astype(np.int64) for x in (new_height, new_width))
-
-
-def check_resized(height: int, width: int, new_height: int, new_width: int, where: str) -> None:
-    """Raises ValueError naming ``where`` when less than one patch is left of a picture's side."""
-    if min(new_height, new_width) <= 0:
-        raise ValueError(
-            f"{where}: {height}x{width} pixels (height x width) would be resized to "
-            f"{new_height}x{new_width}: the picture is too thin for this size and patch"
-        )
+    patches = (np.maximum(x // multiple, 1) for x in (new_height, new_width))
+    return tuple((x * multiple).astype(np.int64) for x in patches)
 
 
 def clip_boxes(boxes_xyxy_px: np.ndarray, height: Number, width: Number) -> np.ndarray:
