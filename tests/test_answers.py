@@ -53,3 +53,8 @@ def test_what_says_nothing():
     whole.scores[:] = np.nan
     assert answers.describe(whole, SIZES) == nothing
     assert not answers.notes({"AP": 0.5})  # of a run before there were these numbers
+
+
+def test_ap_of_nothing_is_explained():
+    assert "no box to find" in answers.notes({"AP": -1.0})[0]
+    assert not answers.notes({"AP": 0.0})

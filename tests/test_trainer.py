@@ -120,6 +120,13 @@ def test_a_run_that_began_here_meanwhile_is_not_begun_again(
     assert lines(folder) == lines(finished[0])
 
 
+def test_a_run_does_not_write_where_it_starts_from(finished, pictures, tmp_path):
+    params, metadata = checkpoint.load_params(finished[0])
+    checkpoint.save_params(tmp_path / "start", params, metadata)
+    with pytest.raises(ValueError, match=r"is config\.init too; choose another folder"):
+        train(tiny(pictures, init=str(tmp_path / "start")), tmp_path / "start")
+
+
 @pytest.mark.slow
 def test_microbatches_give_the_same_run(finished, pictures, tmp_path):
     summary = train(tiny(pictures, microbatches=2), tmp_path)

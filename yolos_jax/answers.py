@@ -40,8 +40,14 @@ def describe(detections: Detections, sizes: np.ndarray) -> dict[str, float]:
 
 
 def notes(metrics: Mapping[str, float]) -> list[str]:
-    """Lines for whoever wonders about an AP of 0 or pictures without boxes: of ``describe``."""
+    """Lines for whoever wonders about an AP of 0 or -1, or pictures without boxes.
+
+    Args:
+      metrics: of ``describe``, and COCO's.
+    """
     lines = []
+    if metrics.get("AP") == -1:
+        lines.append("note: these pictures have no box to find: COCO's AP of nothing is -1")
     spread, best = metrics.get("box_spread", -1), metrics.get("best_score", -1)
     if 0 <= spread < _SAME:
         lines.append(

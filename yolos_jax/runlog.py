@@ -175,7 +175,8 @@ def refuse_changes(
     if lines:
         raise ValueError(
             f"{workdir} was begun with another configuration; go on with the old values or choose "
-            "another --workdir:\n  " + "\n  ".join(lines)
+            f"another --workdir (--config.init={workdir} starts from what this one has learnt):\n  "
+            + "\n  ".join(lines)
         )
 
 

@@ -59,7 +59,7 @@ def prepare(
     if mesh.from_first((folder / "checkpoints").exists):
         opened = open_checkpoints(config, folder, claim)
         begun = opened.metadata()
-    initial = load_params(config.init) if config.init and begun is None else None
+    initial = load_start(config.init, folder) if config.init and begun is None else None
     source = str(folder) if begun is not None else config.init
     if initial is not None:
         agreement.check_checkpoint(config.init, *initial)
@@ -157,6 +157,13 @@ def open_checkpoints(config: ConfigDict, folder: Path, claim: Claim) -> Checkpoi
     return Checkpoints(
         folder / "checkpoints", keep.keep_last, keep.keep_best, wait_seconds=keep.wait_seconds
     )
+
+
+def load_start(init: str, folder: Path) -> tuple[dict, dict]:
+    """Parameters and metadata of ``config.init``; ValueError where the run would write there."""
+    if Path(init).expanduser().resolve() == folder:
+        raise ValueError(f"--workdir {folder}: is config.init too; choose another folder")
+    return load_params(init)
 
 
 def open_first(config: ConfigDict, folder: Path, claim: Claim) -> Checkpoints:
