@@ -56,5 +56,5 @@ def test_what_says_nothing():
 
 
 def test_ap_of_nothing_is_explained():
-    assert "no box to find" in answers.notes({"AP": -1.0})[0]
+    assert "no box that counts" in answers.notes({"AP": -1.0})[0]
     assert not answers.notes({"AP": 0.0})

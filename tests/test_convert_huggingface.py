@@ -186,7 +186,7 @@ def test_preprocessor_config_is_read(tmp_path):
     converted = opened(folder)
     found = converted.preprocess
     assert (found["size"], found["max_size"]) == (800, 1333)  # none: what most have
-    assert "ASSUMED: pictures of 800 pixels, 1333 at most" in converted.describe()
+    assert "ASSUMED: pictures of 800 pixels on the shorter side" in converted.describe()
     for size, expected in (
         ({"shortest_edge": 512, "longest_edge": 864}, (512, 864)),
         (600, (600, 1000)),  # as it was written before 2022

@@ -201,7 +201,7 @@ def test_overrides(path):
     assert smaller.model.config.attention == "stock"
     with pytest.raises(ValueError, match="float16"):
         detector.load(path, dtype="float16")
-    for wrong in ({"size": 65}, {"max_size": 63}, {"size": -8}):
+    for wrong in ({"size": 65}, {"max_size": 63}, {"size": 7}, {"size": -8}):
         with pytest.raises(ValueError, match=r"size is .* and max_size"):
             detector.load(path, **wrong)
     assert detector.load(path, size=65, max_size=0).preprocess["size"] == 65

@@ -88,6 +88,44 @@ def test_what_was_finished_is_known_after_a_kill_of_a_later_run(arguments, packe
     assert after.pop(second) != before.pop(second) and after == before
 
 
+def test_a_full_disk_takes_nothing_that_is_finished(loose, arguments, packed, monkeypatch):
+    before = states(packed)
+    next((loose / IMAGES).iterdir()).touch()
+
+    def full(path, content):
+        raise ValueError(f"{path}: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="No space left"):
+        patch.setattr(packing, "_write_whole", full)
+        records.main(arguments)
+    assert states(packed) == before and len(load(packed)) == 60
+    leftovers = {path.suffix for path in (packed / IMAGES).iterdir()}
+    assert leftovers == {".json", shards.SUFFIX}
+
+
+def test_a_list_of_an_older_version_learns_the_times_of_its_pictures(arguments, packed, capsys):
+    manifest = packed / IMAGES / shards.MANIFEST
+    whole = manifest.read_text()
+    older = json.loads(whole)
+    for table in older["tables"]:
+        del table["written"]
+    manifest.write_text(json.dumps(older))
+    records.main(arguments)
+    assert "(4 there before)" in capsys.readouterr().out
+    assert json.loads(manifest.read_text()) == json.loads(whole)
+
+
+def test_what_was_left_out_is_tried_again_unless_skipped(loose, arguments, packed):
+    broken = sorted((loose / IMAGES).iterdir())[20]
+    broken.write_bytes(bytes(broken.stat().st_size))
+    records.main([*arguments, "--on_error", "skip"])
+    before = states(packed)
+    with pytest.raises(SystemExit, match="1 of 60 pictures cannot be packed"):
+        records.main(arguments)
+    records.main([*arguments, "--on_error", "skip"])
+    assert states(packed) == before and len(load(packed).store.left_out) == 1
+
+
 def test_another_picture_of_the_same_size_is_packed_anew(tmp_path):
     loose, out = tmp_path / "loose", tmp_path / "out"
     shapes.write(loose, seed=3, train=4, val=0, size=16)

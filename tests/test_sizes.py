@@ -29,9 +29,10 @@ def test_resized_sizes_are_the_originals(golden, multiple, name):
     width, height = np.array(golden["image_wh"]).T[:, :, None]
     max_size = spec["max_size"] or 0
     got = sizes.resized_size(height, width, np.array(spec["sizes"]), max_size, multiple)
-    # Where less than a patch would be left the original fails; ours keeps one.
-    expected = np.maximum(golden["table_hw"][name], multiple)
-    np.testing.assert_array_equal(np.stack(got, axis=-1), expected)
+    got, expected = np.stack(got, axis=-1), np.array(golden["table_hw"][name])
+    possible = (expected > 0).all(axis=-1)  # otherwise the original fails, and ours keeps a patch
+    np.testing.assert_array_equal(got[possible], expected[possible])
+    assert possible.mean() > 0.95 and got.min() >= multiple
 
 
 def apply(op, boxes, labels, area, height, width):
@@ -71,9 +72,9 @@ def test_sizes_by_hand():
     assert [int(s) for s in sizes.resized_size(480, 640, 800, 1333, 16)] == [800, 1056]
     assert [int(s) for s in sizes.resized_size(640, 480, 800, 1333, 16)] == [1056, 800]
     # 1000 x 30 with 256: the cap leaves a shorter side of 13, less than a patch, which it keeps.
-    assert [int(s) for s in sizes.resized_size(30, 1000, 256, 426, 16)] == [16, 432]
-    # 1 x 2000: of its height nothing would be left at all.
-    assert [int(s) for s in sizes.resized_size(2000, 1, 800, 333, 16)] == [320, 16]
+    assert [int(s) for s in sizes.resized_size(30, 1000, 256, 426, 16)] == [16, 416]
+    for height, width in ((2000, 1), (5300, 2), (27000, 1)):  # of 1, 1 and 0 pixels
+        assert [int(s) for s in sizes.resized_size(height, width, 800, 1333, 16)] == [1328, 16]
     assert [int(s) for s in sizes.resized_size(64, 64, 64, 64, 8)] == [64, 64]
 
 

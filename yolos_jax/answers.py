@@ -47,7 +47,7 @@ def notes(metrics: Mapping[str, float]) -> list[str]:
     """
     lines = []
     if metrics.get("AP") == -1:
-        lines.append("note: these pictures have no box to find: COCO's AP of nothing is -1")
+        lines.append("note: these pictures have no box that counts: COCO's AP of nothing is -1")
     spread, best = metrics.get("box_spread", -1), metrics.get("best_score", -1)
     if 0 <= spread < _SAME:
         lines.append(

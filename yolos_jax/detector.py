@@ -239,10 +239,11 @@ def load(
     given = {key: value for key, value in given.items() if value is not None}
     preprocess = {**metadata["preprocess"], **given}
     shorter, longer = preprocess["size"], preprocess["max_size"]
-    if given and (shorter < 1 or not (longer == 0 or shorter <= longer)):
+    least = metadata["model"].get("patch_size", 1)
+    if given and (shorter < least or not (longer == 0 or shorter <= longer)):
         raise ValueError(
-            f"size is {shorter} and max_size {longer}; expected 1 pixel or more, and a max_size "
-            "that is no less (0: no limit)"
+            f"size is {shorter} and max_size {longer}; expected {least} or more pixels, and a "
+            "max_size that is no less (0: no limit)"
         )
     metadata = {**metadata, "preprocess": preprocess}
     if metadata.get("new"):

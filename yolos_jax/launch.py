@@ -27,6 +27,7 @@ __all__ = [
     "fail",
     "finish",
     "initialise",
+    "interrupted",
     "is_first",
     "stop",
 ]

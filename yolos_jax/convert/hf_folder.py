@@ -63,11 +63,11 @@ def preprocess(source: Source, options: Options, published: int) -> dict[str, An
 
 def assumed(source: Source, options: Options, found: Mapping[str, Any]) -> tuple[str, ...]:
     """What ``preprocess`` found where neither folder nor flags say it, in words."""
-    if source.preprocessor or options.size:
+    if "size" in source.preprocessor or options.size:
         return ()
     return (
-        f"ASSUMED: pictures of {found['size']} pixels, {found['max_size']} at most, for the folder "
-        "has no preprocessor_config.json; --size and --max_size say otherwise.",
+        f"ASSUMED: pictures of {found['size']} pixels on the shorter side, for no "
+        "preprocessor_config.json says it; --size says otherwise.",
     )
 
 

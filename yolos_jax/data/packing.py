@@ -91,12 +91,15 @@ def finished(target: Path) -> dict[str, dict]:
     return known
 
 
-def is_whole(part: Part, table: dict | None) -> bool:
+def is_whole(part: Part, table: dict | None, on_error: str) -> bool:
     """Whether a shard is there, as large as it was when it was written, and of these pictures.
 
-    Uncompressed pictures have the same size whatever is on them, so times are compared, too.
+    Uncompressed pictures have the same size whatever is on them, so times are compared, too. With
+    on_error='raise' a shard that left some out is none.
     """
-    if table is None or not part.path.exists() or part.path.stat().st_size != table["bytes"]:
+    if table is None or (on_error == "raise" and table["left_out"]):
+        return False
+    if not part.path.exists() or part.path.stat().st_size != table["bytes"]:
         return False
     written = table.get("written", part.written)  # which older lists do not say
     return table["pictures"] == part.pictures and written == part.written
@@ -107,20 +110,29 @@ def reopen(target: Path) -> None:
 
     A run that ends before all is finished leaves the next one what it knew.
     """
-    path = target / shards.MANIFEST
+    path, tables = target / shards.MANIFEST, []
     with contextlib.suppress(ValueError):
-        for table in shards.read_manifest(path)["tables"]:
-            _write_list(target / table["file"], table)
+        tables = shards.read_manifest(path)["tables"]
+    for table in tables:
+        _write_list(target / table["file"], table)
     path.unlink(missing_ok=True)
 
 
 def bad_pictures(
-    parts: Sequence[Part], source: str, pool: ThreadPoolExecutor, workers: int
+    parts: Sequence[Part],
+    source: str,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    progress: Callable[[int], Any],
 ) -> list[str]:
     """What is wrong with pictures of shards that are still to be written."""
     paths = [picture_path(source, "", name) for part in parts for name, _ in part.pictures]
-    found = (content for _, content in _ahead(pool, _checked, paths, 4 * workers))
-    return [str(content) for content in found if isinstance(content, ValueError)]
+    bad = []
+    for _, content in _ahead(pool, _checked, paths, 4 * workers):
+        progress(1)
+        if isinstance(content, ValueError):
+            bad.append(str(content))
+    return bad
 
 
 def write_shard(
@@ -158,11 +170,17 @@ def write_shard(
         _verify(partial, checksums)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+        _take_in(part, partial, checksums, left_out)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, RuntimeError | OSError):
             raise ValueError(f"{partial}: cannot be written: {files.reason(error)}") from error
         raise
+    return [what for _, what in left_out]
+
+
+def _take_in(part: Part, partial: Path, checksums: list[int], left_out: list[list[str]]) -> None:
+    """Gives a shard that is written its name and its list; the folder is no packed one then."""
     table = {
         "file": part.path.name,
         "bytes": partial.stat().st_size,
@@ -176,7 +194,6 @@ def write_shard(
     part.path.unlink(missing_ok=True)
     _write_list(part.path, table)
     partial.replace(part.path)
-    return [what for _, what in left_out]
 
 
 def _write_list(shard: Path, table: dict) -> None:
@@ -225,7 +242,8 @@ def _verify(path: Path, checksums: Sequence[int]) -> None:
 def finish(target: Path, parts: Sequence[Part], annotations: str, copied: Path) -> list[list[str]]:
     """Puts the annotations and the list of all shards beside them; returns what was left out."""
     known = finished(target)
-    tables = [known[part.path.name] for part in parts]
+    # Lists of older versions learn the times of their pictures.
+    tables = [{"written": part.written} | known[part.path.name] for part in parts]
     content = files.read_bytes(annotations)
     copied.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(copied, content)

@@ -73,12 +73,17 @@ def pack(
         states = pool.map(lambda name: files.state(picture_path(source, "", name)), names)
         parts = packing.divide(target, names, list(states), shard_bytes, shard_count)
         known = packing.finished(target)
-        missing = [part for part in parts if not packing.is_whole(part, known.get(part.path.name))]
-        bar.update(len(names) - sum(len(part.pictures) for part in missing))
-        refuse = on_error == "raise"
+        missing = [
+            part
+            for part in parts
+            if not packing.is_whole(part, known.get(part.path.name), on_error)
+        ]
+        count, refuse = sum(len(part.pictures) for part in missing), on_error == "raise"
+        bar.update(len(names) - count)
         if refuse and (target / shards.MANIFEST).exists():
-            # What is packed already is not touched in vain.
-            _refuse(packing.bad_pictures(missing, source, pool, workers), len(names))
+            # What is packed already is not touched in vain: all are looked at once before.
+            bar.total += count
+            _refuse(packing.bad_pictures(missing, source, pool, workers, bar.update), len(names))
         bad = []
         for part in missing:
             bad += packing.write_shard(part, source, pool, workers, on_error, bar.update)

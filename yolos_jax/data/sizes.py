@@ -20,8 +20,8 @@ def resized_size(
     """The size a picture is resized to: shorter side ``size``, sides a multiple of the patch.
 
     The shorter side becomes ``size``, or less where the longer one would exceed ``max_size``; the
-    other side keeps the aspect ratio; then both are rounded down to ``multiple``. A picture so thin
-    that nothing would be left of it, where the reference fails, keeps one patch.
+    other side keeps the aspect ratio; then both are rounded down to ``multiple``. Of a picture so
+    thin that nothing would be left of it, where the reference fails, the shorter side is a patch.
 
     Args:
       height: int [...], pixels.
@@ -41,7 +41,7 @@ def resized_size(
     # rint rounds halves to even, as Python's round does; truncation is the reference's int().
     side = np.where(capped, np.rint(max_size * shorter / longer), size)
     other = np.where(shorter == side, longer, np.trunc(side * longer / shorter))
-    other = np.where(side == 0, max_size, other)
+    other = np.where(capped & (side < multiple), max_size, other)
     portrait = width < height
     new_height, new_width = np.where(portrait, other, side), np.where(portrait, side, other)
     patches = (np.maximum(x // multiple, 1) for x in (new_height, new_width))
