@@ -91,6 +91,12 @@ def finished(target: Path) -> dict[str, dict]:
     return known
 
 
+def missing(target: Path, parts: Sequence[Part], on_error: str) -> list[Part]:
+    """The shards that are still to be written, see ``is_whole``."""
+    known = finished(target)
+    return [part for part in parts if not is_whole(part, known.get(part.path.name), on_error)]
+
+
 def is_whole(part: Part, table: dict | None, on_error: str) -> bool:
     """Whether a shard is there, as large as it was when it was written, and of these pictures.
 

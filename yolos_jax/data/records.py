@@ -72,12 +72,7 @@ def pack(
     with ThreadPoolExecutor(workers) as pool, bar:
         states = pool.map(lambda name: files.state(picture_path(source, "", name)), names)
         parts = packing.divide(target, names, list(states), shard_bytes, shard_count)
-        known = packing.finished(target)
-        missing = [
-            part
-            for part in parts
-            if not packing.is_whole(part, known.get(part.path.name), on_error)
-        ]
+        missing = packing.missing(target, parts, on_error)
         count, refuse = sum(len(part.pictures) for part in missing), on_error == "raise"
         bar.update(len(names) - count)
         if refuse and (target / shards.MANIFEST).exists():
