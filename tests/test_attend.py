@@ -116,6 +116,12 @@ def test_command(checkpoint, yolos, tmp_path, capsys):
         assert sheet.height == (two_rows + attend.GAP) / 2
 
 
+def test_a_very_thin_picture(checkpoint, tmp_path):
+    Image.fromarray(np.zeros((1, 2000, 3), np.uint8)).save(tmp_path / "thin.png")
+    assert run(checkpoint, tmp_path / "thin.png", "--out", tmp_path / "sheet.png") is None
+    assert (tmp_path / "sheet.png").exists()
+
+
 def test_what_cannot_work_is_one_message(checkpoint, tmp_path, monkeypatch):
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     out = tmp_path / "sheet.png"

@@ -210,6 +210,26 @@ def test_a_request_to_stop_while_waiting_for_others_stops_all(tmp, tmp_path, env
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_ends_both_processes_in_a_line(tmp, tmp_path, environment):
+    # Where tests run in the background, programs are started deaf to it.
+    program = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.path.insert(0, ''); sys.argv = sys.argv[1:]; "
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    commands = train_commands(2, *flags(tmp, tmp_path / "run"), "--config.epochs=1000")
+    commands = [["-c", program, *command] for command in commands]
+    with Processes(commands, tmp_path / "printed", **environment) as group:
+        wait_for(group, 0, ", loss ")
+        group.signal(signal.SIGINT, 1)
+        assert group.wait(60 * busy()) == [1, 1], group.printed()
+    assert errors(group, 1) == ["train.py: interrupted"]
+    assert "process 1 of 2" in group.output(0) and "failed: train.py: interrupted" in group.output(
+        0
+    )
+    assert all("Traceback" not in group.output(member) for member in range(2))
+
+
 def test_the_page_starts_two_processes_as_written(tmp_path):
     page = (ROOT / "docs" / "pods.md").read_text()
     section = page.split("## Two processes on one machine")[1].split("\n## ")[0]
