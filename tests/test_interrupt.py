@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -140,6 +141,8 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     with pytest.raises(OSError, match=f"{target}: cannot be written: Is a"), whole(target) as path:
         path.mkdir()
         path.write_text("")
+    with pytest.raises(OSError, match=f"{target}: cannot be written: No space"), whole(target):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as PIL's save: without a name
     with pytest.raises(OSError, match="absent"), whole(target):  # of another file, as it is
         (tmp_path / "absent").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

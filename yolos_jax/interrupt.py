@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -69,7 +70,10 @@ def complete_or_nothing(destination: str | Path) -> Iterator[Path]:
                 replaced.rename(target)
             raise
     except OSError as error:
-        if str(error.filename).startswith(str(temporary)):
+        # Of a write to an open file, errors have a number and no name; only a full disk's is told
+        # from what else may have gone wrong meanwhile.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or str(error.filename).startswith(str(temporary)):
             raise OSError(f"{target}: cannot be written: {error.strerror}") from error
         raise
     finally:
