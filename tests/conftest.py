@@ -25,6 +25,9 @@ import jax
 import pytest
 from hypothesis import settings
 
+from tests import quick
+
+quick.heed()
 # Every example of a property that compiles costs seconds: few of them, the same on every run.
 settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("fast")

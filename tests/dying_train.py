@@ -31,7 +31,7 @@ import jax
 from absl import app
 
 import train
-from tests import shared_programs, slow_phase
+from tests import quick, shared_programs, slow_phase
 from tests.processes import free_address
 from yolos_jax import (
     checkpoint,
@@ -144,6 +144,7 @@ def run(plan: dict, flags: list[str], out: str, devices: int) -> None:
     shared_programs.same_names()
     # Whoever runs these tests and how: they are about what happens when, not about speed.
     jax.config.update("jax_disable_most_optimizations", True)
+    quick.heed()
     arm(plan)
     if "batches" in plan:
         note_batches(plan["batches"])

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import quick
+
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ("SLURM", "OMPI", "TPU_", "JOB_COMPLETION_INDEX", "MEGASCALE")  # variables of launchers
 
@@ -43,7 +45,8 @@ class Processes:
         outside = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTER)}
         self.environment = outside | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS}",
+            **quick.ENVIRONMENT,
             "PYTHONPATH": str(ROOT),
             **env,
         }

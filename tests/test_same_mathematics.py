@@ -47,17 +47,13 @@ def test_one_process_with_four_devices(reference, variant, monkeypatch):
     assert_same(on_four_devices(variant, monkeypatch), reference)
 
 
-# Compiled like this they agree with the reference, too; compiling is most of what it takes.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
 def on_processes(processes, devices, variants, folder):
     """What each variant comes to."""
     meet = [str(folder), free_address(), str(processes)]
     commands = [
         ["-m", "tests.mathematics", *meet, str(number), *variants] for number in range(processes)
     ]
-    with Processes(commands, folder, devices=devices, **QUICK) as group:
+    with Processes(commands, folder, devices=devices) as group:
         assert group.wait(1200) == [0] * processes, group.printed()
     return {variant: dict(np.load(folder / f"{variant}.npz")) for variant in variants}
 
