@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests import dying_train
+from tests import dying_train, quick
 from tests.processes import ROOT, Processes, free_address, train_commands
 from yolos_jax.data import shapes
 
@@ -242,7 +242,7 @@ def test_the_page_starts_two_processes_as_written(tmp_path):
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        env=os.environ | quick.ENVIRONMENT | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
