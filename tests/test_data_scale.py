@@ -121,7 +121,7 @@ import numpy as np
 from configs import common
 from yolos_jax.data import augment, index, pipeline, plan
 
-recipe = augment.Recipe(0.5, (320, 400, 480), 640, 0.5, (320, 400), (256, 400), 16)
+recipe = augment.Recipe(0.5, (160, 200, 240), 320, 0.5, (160, 200), (128, 200), 16)
 data = index.load_coco(sys.argv[1], "a.json", "pictures")
 assert (data.store is not None) == (sys.argv[2] == "packed")
 buckets = plan.choose_buckets(data, recipe, 4, 128, 101)
@@ -154,7 +154,7 @@ def test_memory_is_flat_over_eight_epochs(kind, tmp_path):
     (root / "pictures").mkdir(parents=True)
     images, annotations = [], []
     for number in range(1, 1601):
-        height, width = int(random.integers(240, 481)), int(random.integers(320, 641))
+        height, width = int(random.integers(120, 241)), int(random.integers(160, 321))
         coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
         name = f"{number}.jpg"
         coarse.resize((width, height)).save(root / "pictures" / name, quality=90)
