@@ -79,7 +79,7 @@ def record_fields(monkeypatch, module, name: str, found: set[str]) -> None:
 
 
 @pytest.mark.slow
-def test_every_key_is_read(read, tmp_path):
+def test_every_key_is_read(read, tmp_path, quick_to_compile):
     shapes.write(tmp_path / "data", seed=3, train=48, val=10, size=32)
     config = tiny(tmp_path / "data", **{"epochs": 1, "model.attention": "stock"})
     trainer.train(config, str(tmp_path / "run"), changeable_on_resume=CHANGEABLE_ON_RESUME)

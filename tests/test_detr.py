@@ -14,13 +14,15 @@ from tests.tiny import mesh_of
 from yolos_jax import optimizer
 from yolos_jax.models.build import build_model
 
+# Optimised they are in the tests of parity.
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SIZES, CANVAS = ((64, 50), (40, 96)), (70, 96)
 # Recipes freeze these, as the original does: constants, the stem and the first stage.
 FROZEN = (r"backbone/.*bn\d?/.*", r"backbone/conv1/.*", r"backbone/layer1/.*")
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(quick_to_compile):
     """A model, parameters, a batch, and its outputs."""
     model = tiny_detr.make_model()
     params = tiny_detr.make_params(model)
