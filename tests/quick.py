@@ -13,9 +13,10 @@ import jax
 from jax._src import compiler
 
 EMITTERS = "xla_cpu_use_fusion_emitters"
+HAS_OTHERS = jax.__version_info__ < (0, 11)  # Later ones have no such option.
 # Of a process that is started, and what to add to its XLA_FLAGS.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-XLA_FLAGS = f"--{EMITTERS}=false"
+XLA_FLAGS = f"--{EMITTERS}=false" if HAS_OTHERS else ""
 
 
 def heed(replace: Callable = setattr) -> None:
@@ -28,7 +29,7 @@ def heed(replace: Callable = setattr) -> None:
 
     def options(*args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
-        if jax.config.values["jax_disable_most_optimizations"]:
+        if HAS_OTHERS and jax.config.values["jax_disable_most_optimizations"]:
             found.env_option_overrides = [*found.env_option_overrides, (EMITTERS, False)]
         return found
 
