@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import common
-from yolos_jax import interrupt
+from yolos_jax import interrupt, other_names
 
 # How this process finds the others; nothing of the run that wrote the checkpoint.
 LAUNCH = (
@@ -125,15 +124,10 @@ def override(config: ConfigDict, setting: str) -> None:
     if not equals:
         raise ValueError(f"--set {setting}: expected KEY=VALUE")
     if key not in SETTABLE:
-        tails = {known.split(".")[1]: known for known in SETTABLE}
-        near = [
-            *difflib.get_close_matches(key, SETTABLE, 1),
-            *(tails[t] for t in difflib.get_close_matches(key.split(".")[-1], tails, 1)),
-        ]
         section, _, name = key.partition(".")
         known = section in config and isinstance(config[section], ConfigDict)
         problem = "is fixed by the checkpoint" if known and name in config[section] else "is no key"
-        hint = f"; the nearest is {near[0]}" if near else ""
+        hint = other_names.hint(key, SETTABLE)
         raise ValueError(f"--set {key}: {problem}{hint}; these can be set: {', '.join(SETTABLE)}")
     section, name = key.split(".")
     current = config[section][name]

@@ -8,7 +8,6 @@ The same command resumes. ``configs/common.py`` lists every key; any of them can
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import runpy
@@ -18,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import common
-from yolos_jax import interrupt, preemption
+from yolos_jax import interrupt, other_names, preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, made if missing.")
@@ -43,15 +42,7 @@ def refuse_unknown_keys(argv: list[str], known: dict[str, object]) -> None:
             continue
         key = name.split("config.", 1)[1]
         if key not in known:
-            # The last part of a key is what people remember: compare it alone, too. Where several
-            # keys end in it, the shortest is the run's own.
-            by_length = sorted(known, key=len, reverse=True)
-            tails = {path.split(".")[-1]: path for path in by_length}
-            near = [
-                *(tails[t] for t in difflib.get_close_matches(key.split(".")[-1], tails, 1)),
-                *difflib.get_close_matches(key, known, 1),
-            ]
-            hint = f"; the nearest is --config.{near[0]}" if near else ""
+            hint = other_names.hint(key, known, "--config.")
             raise flags.Error(f"unknown key --config.{key}{hint}")
 
 

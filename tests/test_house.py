@@ -13,7 +13,7 @@ PACKAGE = ROOT / "yolos_jax"
 # Data flows one way: a module imports only from lines above its own. Modules of one line do not
 # import each other.
 ORDER = [
-    ["boxes", "labels", "batch", "health", "interrupt"],
+    ["boxes", "labels", "batch", "health", "interrupt", "other_names"],
     ["watchdog", "cluster", "preemption", "parameter_groups"],
     ["data.sizes", "data.files", "data.patches"],
     ["data.image"],
