@@ -20,7 +20,7 @@ ORDER = [
     ["data.problems", "data.coco", "data.shards"],
     ["data.clean"],
     ["data.index"],
-    ["data.truth", "data.tfds"],
+    ["data.truth", "data.tfds", "data.validate_pictures"],
     ["data.cache", "data.validate", "data.packing"],
     ["data.records"],
     ["data.augment"],

@@ -34,6 +34,7 @@ def write(tmp_path):
         for number, (name, data) in enumerate(pictures.items(), first_id):
             images.append({"id": number, "file_name": name, "width": 40, "height": 30})
             if data is not None:
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
         if annotations is None:
             ids = [entry["id"] for entry in images]
@@ -124,6 +125,18 @@ def test_pictures_and_boxes_that_are_worth_a_look(write, capsys):
     ):
         assert line in out, line
     assert "0 errors, 7 warnings" in out
+
+
+def test_files_that_no_entry_names(write, capsys):
+    root = write("train", {"a/1.jpg": noise(1), "./a/2.jpg": noise(2), "b/3.jpg": None})
+    for name in ("a/extra.jpg", "above.jpg", "other/none_of_ours.jpg"):
+        path = root / "train2017" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(noise(9))
+    assert validate.main([str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "note: unlisted: a/extra.jpg\n" in out and "picture: image 3 (b/3.jpg)" in out
+    assert out.count("unlisted: ") == 1
 
 
 def test_entries_that_make_no_sense_are_all_listed(write, capsys):

@@ -12,21 +12,19 @@ scores too good.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from tqdm import tqdm
 
 from yolos_jax import interrupt
-from yolos_jax.data import clean, files, image, shards
+from yolos_jax.data import clean, files, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.index import picture_path
 from yolos_jax.data.problems import KINDS, Problems
+from yolos_jax.data.validate_pictures import Picture, check_pictures, check_unlisted
 from yolos_jax.labels import LabelMap
 
 PUBLISHED = tuple(
@@ -35,14 +33,6 @@ PUBLISHED = tuple(
 LISTED = 10  # warnings and notes of a kind; errors are all to be mended
 # Rounding of exporters; and masks thinner than this share of their box are rare.
 AREA_TOLERANCE, LEAST_AREA_SHARE = 1.02, 0.01
-
-
-class Picture(NamedTuple):
-    """What a picture's file turned out to be."""
-
-    header: image.Header | None  # None when the file cannot be read or decoded
-    digest: bytes  # of the file's bytes; empty without a file
-    message: str = ""
 
 
 class Split(NamedTuple):
@@ -89,15 +79,12 @@ def check_split(
         problems.add("file", None, None, str(error))
         return Split(problems, {}, "not checked")
     images = clean.clean_images(coco["images"], problems)
-    pictures = _check_pictures(folder, packed, images, exif, problems)
+    pictures = check_pictures(folder, packed, images, exif, problems)
     known = set(label_map.category_ids)
     found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
     _check_annotations(coco["annotations"], images, found, label_map, problems)
-    # Folders would take a walk of the whole store.
-    if packed is None and not any("/" in name for name in pictures):
-        for name in sorted(e.name for e in epath.Path(folder).iterdir() if e.is_file()):
-            if name not in pictures:
-                problems.add("unlisted", None, None, name)
+    if packed is None:
+        check_unlisted(folder, pictures, problems)
     boxes = int((~found.crowd).sum())
     summary = f"{len(images.ids)} images, {boxes} boxes, {label_map.num_classes} classes"
     return Split(problems, pictures, summary)
@@ -143,92 +130,6 @@ def _is_near(area: float, whole: float) -> bool:
     return whole * LEAST_AREA_SHARE <= area <= whole * AREA_TOLERANCE + 1
 
 
-def _check_pictures(
-    folder: str,
-    packed: shards.Shards | None,
-    images: clean.Images,
-    exif: str,
-    problems: Problems,
-) -> dict[str, Picture]:
-    """Decodes every picture and compares it with its entry; sizes in ``images`` become as seen."""
-    names = [entry["file_name"] for entry in images.entries]
-    numbers = {} if packed is None else packed.numbers()
-
-    def open_picture(name: str) -> Picture:
-        path = picture_path(folder, "", name)
-        if packed is None:
-            return _open(path, lambda: files.read_picture(path))
-        return _open(path, lambda: _record(packed, numbers.get(name), path))
-
-    pictures: dict[str, Picture] = {}
-    by_digest: dict[bytes, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        opened = pool.map(open_picture, names)
-        opened = tqdm(opened, total=len(names), unit="picture", disable=None)
-        for row, (name, picture) in enumerate(zip(names, opened, strict=True)):
-            entry = images.entries[row]
-            if name in pictures:
-                problems.add("same file", entry, None, f"file_name {name}", "one image per file")
-            elif picture.digest and by_digest.setdefault(picture.digest, name) != name:
-                value = f"the same bytes as {by_digest[picture.digest]}"
-                problems.add("same picture", entry, None, value, "different pictures")
-            pictures[name] = picture
-            if picture.header is None:
-                problems.add("picture", entry, None, picture.message, "a picture that decodes")
-                continue
-            stated = int(images.heights[row]), int(images.widths[row])
-            seen = _check_header(entry, picture.header, stated, exif, problems)
-            images.heights[row], images.widths[row] = seen
-    return pictures
-
-
-def _record(packed: shards.Shards, number: int | None, path: str) -> bytes:
-    """A picture's file out of a packed folder. Raises ValueError."""
-    if number is None:
-        raise ValueError(f"{path}: is not in the shards")
-    (content,) = packed.read([number])
-    if isinstance(content, ValueError):
-        raise content
-    return content
-
-
-def _open(path: str, read: Callable[[], bytes]) -> Picture:
-    """Reads and decodes a whole picture, which is what finds truncated ones."""
-    try:
-        source = read()
-    except ValueError as error:
-        return Picture(None, b"", str(error))
-    digest = hashlib.blake2b(source, digest_size=16).digest()
-    try:
-        header = image.read_header(source, path)
-        pixels = image.decode(source, name=path)
-    except ValueError as error:
-        return Picture(None, digest, str(error))
-    return Picture(header._replace(height=pixels.shape[0], width=pixels.shape[1]), digest)
-
-
-def _check_header(
-    entry: Any, header: image.Header, stated: tuple[int, int], exif: str, problems: Problems
-) -> tuple[int, int]:
-    """Compares sizes; returns (height, width) that boxes are in, as ``load_coco`` takes them."""
-    stored, turned = (header.height, header.width), header.turned_size
-    if header.mode != "RGB":
-        problems.add("mode", entry, None, f"mode {header.mode}")
-    if header.orientation > 1:
-        value = f"EXIF orientation {header.orientation}, stored {_wh(stored)}, stated {_wh(stated)}"
-        kind = "orientation" if exif == "ignore" else "turned"
-        problems.add(kind, entry, None, value, "boxes drawn on the stored pixels")
-    if stated == stored or (exif == "apply" and stated == turned):
-        return stored if exif == "ignore" else turned
-    hint = " (width and height swapped)" if stated == stored[::-1] else ""
-    expected = "the picture's own width and height"
-    if stated == turned:
-        hint, expected = " (turned by its EXIF tag)", f"{expected}, or data.exif='apply'"
-    value = f"stated {_wh(stated)}, the picture is {_wh(stored)}{hint}"
-    problems.add("size", entry, None, value, expected)
-    return stated
-
-
 def _check_leak(split: Split, other: Split) -> None:
     """Pictures of one split that are byte for byte in another."""
     theirs = {picture.digest: name for name, picture in other.pictures.items() if picture.digest}
@@ -238,10 +139,6 @@ def _check_leak(split: Split, other: Split) -> None:
             split.problems.add("leak", None, None, value, "pictures of one split only")
         elif picture.digest and name in other.pictures and other.pictures[name].digest:
             split.problems.add("same name", None, None, name)
-
-
-def _wh(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"
 
 
 def report(splits: Sequence[Split]) -> tuple[str, int]:
