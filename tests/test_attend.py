@@ -132,6 +132,10 @@ def test_what_cannot_work_is_one_message(checkpoint, tmp_path, monkeypatch):
     for wrong in (["--out", "gs://bucket/o.png"], ["--out", "o.webp"], ["--top_k", "0"]):
         with pytest.raises(SystemExit):
             attend.parse(["c", "p", "--out", "o.png", *wrong])
+    (tmp_path / "folder.png").mkdir()
+    for taken in ("a.png", "folder.png"):  # the picture itself, and what is no file
+        with pytest.raises(SystemExit):
+            attend.parse(["c", str(tmp_path / "a.png"), "--out", str(tmp_path / taken)])
 
     def fail(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: no room for 9 bytes\nand much more")

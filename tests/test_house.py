@@ -18,7 +18,7 @@ ORDER = [
     ["data.sizes", "data.files", "data.patches"],
     ["data.image"],
     ["data.problems", "data.coco", "data.shards"],
-    ["data.clean"],
+    ["data.clean", "data.parts"],
     ["data.index"],
     ["data.truth", "data.tfds", "data.validate_pictures"],
     ["data.cache", "data.validate", "data.packing"],

@@ -142,16 +142,17 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(pictures, tmp_path):
 def test_folders_inside_are_named_where_they_are_left_out(pictures, tmp_path, capsys):
     def said():
         found = predict.find_pictures([str(pictures)], pictures / "out")
-        assert [p.path.name for p in found] == ["a.png", "b.jpg"]
+        assert [p.path.name for p in found] == ["a.png", "b.jfif"]
         return capsys.readouterr().err
 
     (pictures / "out").mkdir()
     (pictures / ".cache").mkdir()
     (pictures / "list.txt").touch()
+    (pictures / "b.jpg").rename(pictures / "b.jfif")
     assert said() == ""
     (pictures / "more").mkdir()
     assert said() == f"{pictures}: 1 folder inside is not looked into\n"
-    (pictures / "even more").mkdir()
+    (pictures / "even more.jpg").mkdir()
     assert said() == f"{pictures}: 2 folders inside are not looked into\n"
 
 
@@ -166,6 +167,29 @@ def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
     for wrong in (["--threshold", "2"], ["--out", "gs://bucket/o"]):
         with pytest.raises(SystemExit):
             predict.parse(["c", "p", "--out", "o", *wrong])
+
+
+@pytest.mark.parametrize("name", ["a.png", "results.json"])
+def test_files_of_others_are_not_replaced(checkpoint, pictures, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    before = (pictures / "a.png").read_bytes() if name == "a.png" else b"[]"
+    (out / name).write_bytes(before)
+    message = run(checkpoint, pictures, "--out", out)
+    assert (
+        message == f"predict: --out {out} holds a {name} that is none of predict's: "
+        "choose another folder"
+    )
+    assert [path.read_bytes() for path in out.iterdir()] == [before]
+    # What an earlier call wrote is replaced, also one that was interrupted before its results.
+    (out / name).unlink()
+    for _ in range(2):
+        assert run(checkpoint, pictures, "--out", out) is None
+        (out / "results.json").unlink(missing_ok=True)
+    assert run(checkpoint, pictures, "--out", out) is None
+    for path in out.glob("*.png"):  # as earlier versions wrote them
+        Image.open(path).convert("RGB").save(path)
+    assert run(checkpoint, pictures, "--out", out) is None
 
 
 def test_no_room_is_one_message(checkpoint, pictures, tmp_path, monkeypatch):

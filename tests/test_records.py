@@ -199,6 +199,8 @@ def test_exif_headers_come_from_records_too(tmp_path):
         (["{packed}", "{out}"], "is packed already"),
         (["{loose}", "{out}", "--annotations", "a.json"], "go together"),
         (["{loose}", "{out}", "--shards", "-1"], "must not be negative"),
+        (["{loose}", "{out}", "--annotations", "/a.json", "--images", "x"], "/a.json: expected a"),
+        (["{loose}", "{out}", "--annotations", "a.json", "--images", "../x"], "../x: expected a"),
     ],
 )
 def test_what_cannot_be_packed(arguments, message, loose, packed, tmp_path, capsys):
@@ -206,6 +208,43 @@ def test_what_cannot_be_packed(arguments, message, loose, packed, tmp_path, caps
     with pytest.raises(SystemExit) as error:
         records.main(arguments)
     assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_two_splits_of_one_folder(tmp_path):
+    loose, out = tmp_path / "loose", tmp_path / "out"
+    shapes.write(loose, seed=2, train=20, val=0, size=64)
+    coco = json.loads((loose / ANNOTATIONS).read_text())
+    for name, part in {"train.json": coco["images"][:15], "val.json": coco["images"][15:]}.items():
+        ids = {image["id"] for image in part}
+        boxes = [entry for entry in coco["annotations"] if entry["image_id"] in ids]
+        (loose / name).write_text(json.dumps(coco | {"images": part, "annotations": boxes}))
+    names = ["--annotations", "train.json", "val.json", "--images", IMAGES, IMAGES]
+    for _ in range(2):
+        records.main([str(loose), str(out), *names])
+    for name, count in {"train": 15, "val": 5}.items():
+        ours = index.load_coco(out, f"{name}.json", f"{IMAGES}/{name}")
+        theirs = index.load_coco(loose, f"{name}.json", IMAGES)
+        assert len(ours) == count and ours.store is not None
+        assert [ours.read(row) for row in range(count)] == [theirs.read(r) for r in range(count)]
+    # One after the other, the second would put the first one's list away.
+    alone = [str(loose), str(tmp_path / "alone"), "--images", IMAGES, "--annotations"]
+    records.main([*alone, "train.json"])
+    with pytest.raises(SystemExit, match="pack both in one call"):
+        records.main([*alone, "val.json"])
+
+
+def test_another_dataset_is_not_written_into(loose, tmp_path):
+    other = tmp_path / "other"
+    shapes.write(other, seed=3, train=5, val=0, size=64)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    arguments = [str(loose), str(other), "--split", "train"]
+    with pytest.raises(SystemExit, match="which is no shard; choose another OUT"):
+        records.main(arguments)
+    (other / IMAGES).rename(other / "elsewhere")
+    with pytest.raises(SystemExit, match="another file is there already"):
+        records.main(arguments)
+    (other / "elsewhere").rename(other / IMAGES)
+    assert before == {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
 
 
 def test_records_in_an_object_store_are_refused_in_words(packed, monkeypatch):

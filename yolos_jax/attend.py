@@ -10,6 +10,7 @@ DETR those of the decoder, which look at the encoder's cells.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -140,6 +141,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if files.is_remote(args.out) or not args.out.lower().endswith(".png"):
         parser.error(f"--out {args.out}: expected a local file that ends in .png")
+    if os.path.isdir(args.out):
+        parser.error(f"--out {args.out}: is a folder, expected a file")
+    there = os.path.exists(args.picture) and os.path.exists(args.out)
+    if there and os.path.samefile(args.picture, args.out):
+        parser.error(f"--out {args.out}: is the picture itself, expected another file")
     if args.top_k < 1:
         parser.error("--top_k must be at least 1")
     return args

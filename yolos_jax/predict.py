@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
+from PIL import Image, PngImagePlugin
 
 from yolos_jax import interrupt, lettering, visualize
 from yolos_jax.data import files
@@ -28,7 +29,8 @@ from yolos_jax.labels import LabelMap
 if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
     from yolos_jax import detector
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SOFTWARE = "yolos_jax.predict"  # in the text of pictures written here, which may be replaced
 NAMED = 6  # boxes that the line of a picture names
 
 
@@ -98,7 +100,7 @@ def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
       ValueError: there are none.
     """
     entries = sorted(folder.iterdir())
-    inside = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    inside = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     if not inside:
         raise ValueError(
             f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked "
@@ -111,6 +113,30 @@ def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
         folders = "1 folder inside is" if count == 1 else f"{count} folders inside are"
         print(f"{folder}: {folders} not looked into", file=sys.stderr)
     return inside
+
+
+def refuse_others(out: Path, names: Sequence[str]) -> None:
+    """Raises ValueError for the first file in the way that no earlier call has written."""
+    results, ours = out / "results.json", set()
+    try:
+        earlier = json.loads(results.read_text(encoding="utf-8"))
+        if {"checkpoint", "threshold", "unreadable"} <= set(earlier):
+            ours = {results.name, *(record["annotated"] for record in earlier["pictures"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not one of ours
+    for name in (results.name, *names):
+        if (out / name).exists() and name not in ours and not _is_marked(out / name):
+            raise ValueError(
+                f"--out {out} holds a {name} that is none of predict's: choose another folder"
+            )
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError):
+        return False
 
 
 def predict_chunk(model: detector.Detector, paths: Sequence[os.PathLike]) -> list:
@@ -152,6 +178,7 @@ def run(args: argparse.Namespace) -> list[str]:
     """Predicts, draws and writes; returns a message for every picture that could not be read."""
     out = Path(args.out)
     pictures = find_pictures(args.pictures, out)
+    refuse_others(out, [picture.target.name for picture in pictures])
     from yolos_jax import detector
 
     model = detector.load(args.checkpoint)
@@ -200,8 +227,10 @@ def write_picture(
     boxes = visualize.Boxes(
         prediction.boxes_xyxy_px, slots, [names[slot] for slot in slots], prediction.scores
     )
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", SOFTWARE)
     with interrupt.complete_or_nothing(picture.target) as path:
-        visualize.draw(pixels, boxes).save(path, "PNG")
+        visualize.draw(pixels, boxes).save(path, "PNG", pnginfo=text)
     return {
         "file": str(picture.path),
         "annotated": picture.target.name,

@@ -15,67 +15,43 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from yolos_jax.data import files, image, shards
 from yolos_jax.data.index import picture_path
+from yolos_jax.data.parts import Part
 
 TABLE = ".json"  # ends the name of a finished shard's list, until all shards are finished
 PARTIAL = ".partial"
 VERIFIED_AT_ONCE = 64  # records that are read back together
 
 
-class Part(NamedTuple):
-    """One shard to be: its file, and the pictures that belong into it with their bytes."""
-
-    path: Path
-    pictures: list[list]  # [file name, bytes; -1 when it is missing]
-    written: list[int]  # when each file was, nanoseconds; -1 when it is missing
-
-
-def divide(
-    target: Path,
-    names: Sequence[str],
-    states: Sequence[tuple[int, int] | None],
-    shard_bytes: int,
-    count: int,
-) -> list[Part]:
-    """Neighbours of the annotation file into shards of about equal size.
+def refuse_others(target: Path, copied: Path, name: str, annotations: str) -> None:
+    """Raises ValueError where packing would take away what is not of this split.
 
     Args:
-      target: the folder of the shards.
-      names: of the pictures.
-      states: their bytes and times, as ``files.state`` has them; None for a missing one.
-      shard_bytes: about how large a shard is to be.
-      count: how many there are to be; 0: as shard_bytes says.
-
-    Raises:
-      ValueError: all pictures are missing.
+      target: where the shards go.
+      copied: where a copy of the annotations goes.
+      name: of the annotation file, relative to both roots.
+      annotations: the file itself.
     """
-    pictures = [(name, *(state or (-1, -1))) for name, state in zip(names, states, strict=True)]
-    total = sum(max(size, 0) for _, size, _ in pictures)
-    if not total:
-        raise ValueError(f"none of the {len(pictures)} pictures for {target} is there")
-    count = min(count or -(-total // shard_bytes), len(pictures))
-    groups: list[list] = [[] for _ in range(count)]
-    before = 0
-    for picture in pictures:
-        groups[min(before * count // total, count - 1)].append(picture)
-        before += max(picture[1], 0)
-    filled: list[list] = []
-    for group in groups:
-        if any(size >= 0 for _, size, _ in group):
-            filled.append(group)
-        elif filled:  # none, or only missing ones
-            filled[-1] += group
-    return [
-        Part(
-            target / f"pictures-{k:05d}-of-{len(filled):05d}{shards.SUFFIX}",
-            [[name, size] for name, size, _ in group],
-            [time for _, _, time in group],
+    inside = sorted(target.iterdir()) if target.is_dir() else []
+    inside = [path.name for path in inside if not path.is_dir()]
+    # Lists of shards end in .json; so do annotations where they lie beside the pictures.
+    others = [inner for inner in inside if not inner.endswith((shards.SUFFIX, PARTIAL, ".json"))]
+    if others:
+        raise ValueError(f"{target}: holds {others[0]}, which is no shard; choose another OUT")
+    ours = any(inner == shards.MANIFEST or shards.SUFFIX in inner for inner in inside)
+    if not ours and copied.exists() and copied.read_bytes() != files.read_bytes(annotations):
+        raise ValueError(f"{copied}: another file is there already; choose another OUT")
+    packed = name
+    with contextlib.suppress(ValueError):
+        packed = shards.read_manifest(target / shards.MANIFEST).get("annotations", name)
+    if packed != name:
+        raise ValueError(
+            f"{target}: holds the pictures of {packed}; pack both in one call, or choose another "
+            "OUT"
         )
-        for k, group in enumerate(filled)
-    ]
 
 
 def finished(target: Path) -> dict[str, dict]:
@@ -245,8 +221,18 @@ def _verify(path: Path, checksums: Sequence[int]) -> None:
     reader.close()
 
 
-def finish(target: Path, parts: Sequence[Part], annotations: str, copied: Path) -> list[list[str]]:
-    """Puts the annotations and the list of all shards beside them; returns what was left out."""
+def finish(
+    target: Path, parts: Sequence[Part], annotations: str, copied: Path, name: str
+) -> list[list[str]]:
+    """Puts the annotations and the list of all shards beside them; returns what was left out.
+
+    Args:
+      target: the folder of the shards.
+      parts: all of them.
+      annotations: the annotation file.
+      copied: where its copy goes.
+      name: of it, relative to both roots.
+    """
     known = finished(target)
     # Lists of older versions learn the times of their pictures.
     tables = [{"written": part.written} | known[part.path.name] for part in parts]
@@ -256,6 +242,7 @@ def finish(target: Path, parts: Sequence[Part], annotations: str, copied: Path) 
     left_out = [entry for table in tables for entry in table["left_out"]]
     manifest = {
         "format": shards.FORMAT,
+        "annotations": name,
         "annotations_sha256": hashlib.sha256(content).hexdigest(),
         "tables": tables,
     }

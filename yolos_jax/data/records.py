@@ -23,6 +23,7 @@ from yolos_jax import interrupt
 from yolos_jax.data import clean, files, packing, shards
 from yolos_jax.data.coco import read_coco
 from yolos_jax.data.index import picture_path
+from yolos_jax.data.parts import divide
 from yolos_jax.data.problems import Problems
 from yolos_jax.data.validate import PUBLISHED
 
@@ -35,6 +36,7 @@ def pack(
     annotations: str,
     images_dir: str,
     *,
+    shards_dir: str = "",
     shard_bytes: int = 256 << 20,
     shard_count: int = 0,
     workers: int = 0,
@@ -46,7 +48,8 @@ def pack(
       root: folder or gs:// path of the COCO folder.
       out: local folder to write to.
       annotations: COCO file, relative to root; copied to the same place below out.
-      images_dir: picture folder, likewise.
+      images_dir: picture folder, relative to root.
+      shards_dir: folder of the shards, relative to out; '': as images_dir.
       shard_bytes: about how large a shard is to be.
       shard_count: how many there are to be; 0: as shard_bytes says.
       workers: pictures read and checked at once; 0: one per core.
@@ -59,19 +62,21 @@ def pack(
     Raises:
       ValueError: files that cannot be read or written; what is finished stays for the next run.
     """
-    source, target = picture_path(root, images_dir, ""), Path(out) / images_dir
+    _refuse_outside(annotations, images_dir)
+    source, target = picture_path(root, images_dir, ""), Path(out) / (shards_dir or images_dir)
     if files.state(f"{source}/{shards.MANIFEST}") is not None:
         raise ValueError(f"{source}: is packed already")
     annotation_path = picture_path(root, "", annotations)
     names = _file_names(annotation_path, on_error)
     if not files.is_folder(source):
         raise ValueError(f"no such folder of pictures: {source!r}")
+    packing.refuse_others(target, Path(out) / annotations, annotations, annotation_path)
     target.mkdir(parents=True, exist_ok=True)
     workers = workers or os.cpu_count() or 1
     bar = tqdm(total=len(names), desc=images_dir, unit="picture", disable=None)
     with ThreadPoolExecutor(workers) as pool, bar:
         states = pool.map(lambda name: files.state(picture_path(source, "", name)), names)
-        parts = packing.divide(target, names, list(states), shard_bytes, shard_count)
+        parts = divide(target, names, list(states), shard_bytes, shard_count)
         missing = packing.missing(target, parts, on_error)
         count, refuse = sum(len(part.pictures) for part in missing), on_error == "raise"
         bar.update(len(names) - count)
@@ -84,8 +89,15 @@ def pack(
             bad += packing.write_shard(part, source, pool, workers, on_error, bar.update)
     if refuse:
         _refuse(bad, len(names))
-    left_out = packing.finish(target, parts, annotation_path, Path(out) / annotations)
+    left_out = packing.finish(target, parts, annotation_path, Path(out) / annotations, annotations)
     return _summary(target, parts, len(parts) - len(missing), left_out)
+
+
+def _refuse_outside(*names: str) -> None:
+    """Raises ValueError for a path that has no like of it below another folder."""
+    for name in names:
+        if os.path.isabs(name) or ".." in Path(name).parts or files.is_remote(name):
+            raise ValueError(f"{name}: expected a path relative to ROOT, and below it")
 
 
 def _refuse(bad: Sequence[str], of: int) -> None:
@@ -190,18 +202,24 @@ def run(flags: argparse.Namespace) -> None:
     """Packs the splits that are asked for; raises as ``pack``."""
     if not files.is_folder(flags.root):
         raise ValueError(f"no such folder: {flags.root!r}")
-    for annotation_file, folder in splits(flags):
+    asked = splits(flags)
+    for annotation_file, folder in asked:
+        # Splits of one picture folder have shards, and lists of them, of their own.
+        shared = [images for _, images in asked].count(folder) > 1
         said = pack(
             flags.root,
             flags.out,
             annotation_file,
             folder,
+            shards_dir=f"{folder}/{Path(annotation_file).stem}" if shared else folder,
             shard_bytes=flags.shard_size_mb << 20,
             shard_count=flags.shards,
             workers=flags.workers,
             on_error=flags.on_error,
         )
         print(said, flush=True)
+        if shared:
+            print(f"  picture folder of {annotation_file}: {folder}/{Path(annotation_file).stem}")
     print(f"to train from it: --config.data.root={flags.out}")
 
 
