@@ -163,10 +163,23 @@ def test_a_checkpoint_that_was_not_finished_is_named(folder, capfd):
     assert not list(folder.glob("*tmp*"))
 
 
+def test_the_best_step_needs_no_optimizer(tmp_path):
+    save_all(tmp_path, [(1, 0.3), (2, 0.2)], ema=True).close()
+    shutil.rmtree(tmp_path / "1" / "optimizer")
+    assert restore(tmp_path) == 2
+    assert files.steps(files.absolute(tmp_path)) == [1, 2]
+    assert checkpoint.load_params(tmp_path)[1]["step"] == 1
+    # What a run is to go on from needs it.
+    shutil.rmtree(tmp_path / "2" / "optimizer")
+    with pytest.raises(ValueError, match=r"optimizer.*cannot be read"):
+        restore(tmp_path)
+    assert files.steps(files.absolute(tmp_path)) == [1, 2]
+
+
 def test_a_resume_reads_the_bytes_once(folder, monkeypatch):
     read = []
     damage = files.damage
-    monkeypatch.setattr(files, "damage", lambda step: read.append(step.name) or damage(step))
+    monkeypatch.setattr(files, "damage", lambda step, *_: read.append(step.name) or damage(step))
     checkpoints = checkpoint.Checkpoints(folder, 2, 1)
     assert checkpoints.metadata()["step"] == 2
     state = make_state(1, ema=True)

@@ -219,6 +219,12 @@ def test_the_command_writes_verifies_and_replaces(tmp_path, capsys):
     (out / "thesis.tex").touch()
     with pytest.raises(ValueError, match="something else"):
         command.convert(arguments(path, out, "--num_heads=3", "--overwrite"))
+    (out / "thesis.tex").unlink()
+    (out / "0" / "optimizer").mkdir()  # as a run has
+    with pytest.raises(ValueError, match="something else"):
+        command.convert(arguments(path, out, "--num_heads=3", "--overwrite"))
+    with pytest.raises(ValueError, match="lies in it"):
+        command.convert(arguments(out / "0", out, "--overwrite"))
     with pytest.raises(ValueError, match="the same"):
         command.convert(arguments(path, path, "--to=yolos", "--overwrite"))
 

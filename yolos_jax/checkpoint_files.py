@@ -183,9 +183,9 @@ def find_damage(
     """
     found: dict[int, str | None] = {}
 
-    def whole(step: int) -> bool:
+    def whole(step: int, dispensable: str = "") -> bool:
         if step not in found:
-            found[step] = damage(directory / str(step))
+            found[step] = damage(directory / str(step), dispensable)
         return found[step] is None
 
     for step in sorted(steps, reverse=True):
@@ -195,7 +195,7 @@ def find_damage(
     for step in best({step: ap.get(step) for step in steps}, len(steps)):
         if not wanted:
             break
-        wanted -= whole(step)
+        wanted -= whole(step, "optimizer")  # No run goes on from it.
     return {step: what for step, what in found.items() if what is not None}
 
 

@@ -92,8 +92,11 @@ def check_destination(source: str | Path, destination: str | Path, overwrite: bo
     if files.is_remote(destination):
         raise ValueError(f"{destination}: expected a local path.")
     target = Path(destination)
-    if target.resolve() == Path(source).resolve():
+    here, there = Path(source).resolve(), target.resolve()
+    if here == there:
         raise ValueError(f"{destination}: source and destination are the same.")
+    if there in here.parents:
+        raise ValueError(f"{destination}: the source, {source}, lies in it.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
@@ -108,8 +111,11 @@ def check_destination(source: str | Path, destination: str | Path, overwrite: bo
 def _holds_a_checkpoint(folder: Path) -> bool:
     """Whether a folder holds what is written here, and nothing else."""
     inside = list(folder.iterdir())
-    ours = all(path.name.isdigit() and (path / "params").is_dir() for path in inside)
-    return ours or {path.name for path in inside} <= _HF_FILES
+    names = {path.name for path in inside}
+    # Steps of a run have more: what they would go on from.
+    step = folder / "0"
+    ours = names == {step.name} and (step / "params").is_dir()
+    return names <= _HF_FILES or (ours and not (step / "optimizer").exists())
 
 
 def _plain(value: Any) -> Any:
