@@ -33,7 +33,7 @@ setup(
         # Reading PyTorch and Hugging Face checkpoints.
         "convert": ["huggingface_hub", "safetensors", "torch>=2.6"],
         # Compiling for TPU slices without one: benchmarks/scale.py.
-        "scale": ["libtpu"],
+        "scale": ["libtpu==0.0.51"],
         # Everything that the tests touch. transformers is the second, live reference, in a release
         # that prepares pictures without torchvision.
         "test": [

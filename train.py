@@ -132,7 +132,8 @@ def train() -> None:
         # Where C code imports Python's, a request to stop comes out as another error.
         if isinstance(error, preemption.Stopped) or asked.early:
             reason = error if isinstance(error, preemption.Stopped) else "asked to stop"
-            preemption.leave(f"train.py: {reason}, before the first step; nothing to save")
+            message = f"train.py: {reason}, before the first step; nothing to save"
+            preemption.leave(message, _CONFIG.value.mesh.stopped_code)
         fail(error)
     except KeyboardInterrupt:  # the second request to stop, or one to several processes
         from yolos_jax import launch
@@ -141,8 +142,11 @@ def train() -> None:
         raise
     if launch.is_first():
         print(json.dumps(summary))
+    code = 0 if summary["finished"] else _CONFIG.value.mesh.stopped_code
     if Programs.abandoned:
-        launch.finish()
+        launch.finish(code)
+    if code:
+        sys.exit(code)
 
 
 def fail(error: Exception) -> None:

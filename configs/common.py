@@ -179,6 +179,7 @@ def _mesh() -> ConfigDict:
     mesh.num_processes = 1  # with a coordinator: how many processes there are
     mesh.process_id = 0  # with a coordinator: which one this is
     mesh.wait_seconds = 300  # for the other processes at the start
+    mesh.stopped_code = 0  # exit code of a run that was asked to stop and has saved
     return mesh
 
 
@@ -242,6 +243,7 @@ CHANGEABLE_ON_RESUME = (
     "mesh.num_processes",
     "mesh.process_id",
     "mesh.wait_seconds",
+    "mesh.stopped_code",
     "compile.cache",
     "compile.ahead",
     "checkpoint.every_steps",

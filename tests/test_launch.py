@@ -131,5 +131,5 @@ def test_who_is_ending_cannot_be_asked_to_stop(number, monkeypatch):
     monkeypatch.setattr("time.sleep", stopped_meanwhile)
     monkeypatch.setattr(launch, "_exit", ended)
     with pytest.raises(SystemExit) as stop:
-        launch._Together(meeting).fail("no data")
+        launch._Together(meeting, 0).fail("no data")
     assert (stop.value.code, said) == (1, ["no data"])

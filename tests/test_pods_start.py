@@ -200,11 +200,12 @@ def wait_for(group, member, text):
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_request_to_stop_while_waiting_for_others_stops_all(tmp, tmp_path, environment, asked):
-    commands = train_commands(3, *flags(tmp, tmp_path / "run"))
+    code = "--config.mesh.stopped_code=143"
+    commands = train_commands(3, *flags(tmp, tmp_path / "run"), code)
     with Processes(commands[:2], tmp_path / "printed", **environment) as group:
         wait_for(group, 1, "connected to process 0")
         group.signal(signal.SIGTERM, asked)
-        assert group.wait(20 * busy()) == [0, 0], group.printed()
+        assert group.wait(20 * busy()) == [143, 143], group.printed()
     for member in range(2):
         assert "asked to stop, before the first step; nothing to save" in group.output(member)
     assert not (tmp_path / "run").exists()

@@ -35,8 +35,8 @@ def test_a_request_to_stop_before_jax_listens(tmp_path, cache, asked):
     small_run.write_pictures(tmp_path / "pictures")
     plans = [{}, {}]
     plans[asked] = {"place": "joining", "seconds": 0, "signal": signal.SIGTERM}
-    codes, printed = run(tmp_path, cache, plans)
-    assert codes == [0, 0], printed
+    codes, printed = run(tmp_path, cache, plans, **{"mesh.stopped_code": 143})
+    assert codes == [143, 143], printed
     assert "asked to stop, before the first step; nothing to save" in printed[asked]
     assert f"process {asked} was asked to stop, before the first step" in printed[1 - asked]
     assert not (tmp_path / "run").exists()

@@ -104,13 +104,13 @@ def test_what_ends_a_run_is_one_line(error, code, message, tmp_path):
 @pytest.mark.parametrize(
     ("library", "stub", "code", "message"),
     [
-        ("flax", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 0, "asked to stop"),
+        ("flax", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, "asked to stop"),
         # As numpy's C code does for whoever imports it from C.
         (
             "flax",
             "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\n"
             "except BaseException: raise ImportError('failed to import')",
-            0,
+            143,
             "asked to stop",
         ),
         ("tensorflow", "raise ImportError('No module named tensorflow')", 1, "named tensorflow"),
@@ -120,10 +120,10 @@ def test_what_ends_a_run_is_one_line(error, code, message, tmp_path):
 def test_what_ends_it_while_it_imports_is_one_line(library, stub, code, message, tmp_path):
     (tmp_path / f"{library}.py").write_text(stub)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    data = f"--config.data.root={tmp_path}"
+    data = (f"--config.data.root={tmp_path}", "--config.mesh.stopped_code=143")
     workdir = f"--workdir={tmp_path / 'run'}"
     done = run_train(
-        "--config=configs/shapes.py", workdir, data, env=os.environ | {"PYTHONPATH": path}
+        "--config=configs/shapes.py", workdir, *data, env=os.environ | {"PYTHONPATH": path}
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr and len(done.stderr.splitlines()) == 1

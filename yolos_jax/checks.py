@@ -49,6 +49,7 @@ _RULES: tuple[Rule, ...] = (
         lambda value: 0 <= value < 1,
         "0 to less than 1",
     ),
+    ("mesh.stopped_code", lambda value: 0 <= value <= 255, "an exit code, 0 to 255"),
     ("seed", lambda value: 0 <= value < 2**63, "0 or more, below 2 ** 63"),
     ("data.root", bool, "the folder of the pictures and annotations"),
     ("data.on_error", lambda value: value in ("raise", "skip"), "'raise' or 'skip'"),

@@ -65,7 +65,7 @@ def initialise(config: ConfigDict, settings: Mapping[str, Any], folder: Path | N
         meeting.agree(agreement.facts(settings), agreement.differences)
         if folder is not None:
             _share_folder(meeting, folder)
-        together = _Together(meeting)
+        together = _Together(meeting, config.stopped_code)
         sys.excepthook = together.report
     except Stopped:
         meeting.stop()
@@ -116,8 +116,9 @@ class _Together:
     service on process 0, reports that and not what happened.
     """
 
-    def __init__(self, meeting: Meeting):
+    def __init__(self, meeting: Meeting, stopped_code: int):
         self.meeting = meeting
+        self.stopped_code = stopped_code
         self._reporting = threading.Lock()
 
     def report(
@@ -177,7 +178,7 @@ class _Together:
         _tell(f"{why}, before the first step; nothing to save")
         if not self.meeting.place.number:
             self.meeting.outlast(2 * OWN_REASON_SECONDS)
-        _exit(0)
+        _exit(self.stopped_code)
 
 
 def stop(why: str) -> None:

@@ -103,12 +103,12 @@ class Preemption:
             raise Stopped("asked to stop")
 
 
-def leave(message: str) -> None:
-    """Ends the program, which was asked to, with a message and code 0.
+def leave(message: str, code: int) -> None:
+    """Ends the program, which was asked to, with a message and a code.
 
     Threads that import, read pictures or compile are neither waited for nor torn down under their
     work, which may crash.
     """
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(code)
