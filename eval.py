@@ -32,6 +32,14 @@ LAUNCH = (
     "mesh.process_id",
     "mesh.wait_seconds",
 )
+# What is given otherwise.
+FLAGS = {
+    "data.root": "--data_root",
+    "data.val_annotations": "--annotations",
+    "data.val_images": "--images",
+    "data.val_subset": "--subset",
+    "eval.batch_size": "--batch_size",
+}
 # What neither the checkpoint's arrays nor what it has learnt fix.
 SETTABLE = (
     "model.attention",
@@ -123,6 +131,8 @@ def override(config: ConfigDict, setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals:
         raise ValueError(f"--set {setting}: expected KEY=VALUE")
+    if key in FLAGS:
+        raise ValueError(f"--set {key}: that is {FLAGS[key]}")
     if key not in SETTABLE:
         section, _, name = key.partition(".")
         known = section in config and isinstance(config[section], ConfigDict)

@@ -12,7 +12,7 @@ setup(
         "absl-py",
         "etils[epath]",
         "flax>=0.12,<0.13",
-        "jax>=0.10.2,<0.12",
+        "jax>=0.10.2,<0.13",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.5",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import sys
 
@@ -46,9 +47,14 @@ def refuse_unknown_keys(argv: list[str], known: dict[str, object]) -> None:
             raise flags.Error(f"unknown key --config.{key}{hint}")
 
 
-def refuse_lists_given_twice(argv: list[str], defaults: dict[str, object]) -> None:
-    """Raises flags.Error for a list that is given twice: the flags' library would join the two."""
+def refuse_given_twice(argv: list[str], defaults: dict[str, object]) -> None:
+    """Raises flags.Error for two configurations, and for a list of which there would be two.
+
+    The flags' library would join the lists.
+    """
     names = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
+    if names.count("config") > 1:
+        raise flags.Error(f"--config is given {names.count('config')} times; expected one of them")
     for key, default in defaults.items():
         count = names.count(f"config.{key}")
         if isinstance(default, tuple) and count > 1:
@@ -80,8 +86,19 @@ def load_defaults(argv: list[str]) -> dict[str, object]:
             content = runpy.run_path(path)
             if "get_config" not in content:
                 raise flags.Error(f"--config={path}: has no function get_config")
-            return leaves(content["get_config"]())
+            try:
+                return leaves(content["get_config"]())
+            except Exception as error:  # whatever a recipe does: a key that there is not, mostly
+                raise flags.Error(f"--config={path}: {said_by(error)}") from error
     raise flags.Error("--config is missing: one of configs/")
+
+
+def said_by(error: BaseException) -> str:
+    """What an error of a recipe says; of a mistyped key without all the others."""
+    while error.args and isinstance(error.args[0], BaseException):  # as ml_collections raises them
+        error = error.args[0]
+    text = str(error.args[0] if error.args else type(error).__name__)
+    return re.sub(r"(?s) Other fields present: .*\n", " ", text)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -91,7 +108,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             return flags.FLAGS(argv)
         defaults = load_defaults(argv[1:])
         refuse_unknown_keys(argv[1:], defaults)
-        refuse_lists_given_twice(argv[1:], defaults)
+        refuse_given_twice(argv[1:], defaults)
         remaining = flags.FLAGS(argv)
         refuse_wrong_elements(_CONFIG.value, defaults)
         if len(remaining) > 1:

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = _checkpoint()
     config.eval = _eval()
     config.log = _log()
-    return config
+    return config.lock()  # against mistyped keys in recipes
 
 
 def _model() -> ConfigDict:

@@ -63,6 +63,7 @@ def test_coco91_takes_some_of_coco_and_nothing_else():
         ([{"id": True, "name": "a"}], "expected an integer"),
         ([{"id": float("nan"), "name": "a"}], "expected an integer"),
         ([{"id": 1}], "expected a text"),
+        ([{"id": 1, "name": "half \ud800"}], "expected a text"),
         ([{"id": 2**63, "name": "a"}], "more than 64 bits"),
         (["cat"], "expected an object"),
     ],

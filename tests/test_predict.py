@@ -160,6 +160,10 @@ def test_what_cannot_work_is_one_message(checkpoint, pictures, tmp_path):
     out = tmp_path / "out"
     assert "nowhere.png: no such picture or folder" in run(checkpoint, "nowhere.png", "--out", out)
     (tmp_path / "void").mkdir()
+    assert "ftp://b.jpg: no file system is known for ftp://" in run(
+        checkpoint, "ftp://b.jpg", "--out", out
+    )
+    assert "no file system is known for ftp://" in run("ftp://a", pictures, "--out", out)
     assert "void: no picture there" in run(checkpoint, tmp_path / "void", "--out", out)
     assert "choose another folder" in run(checkpoint, pictures / "a.png", "--out", pictures)
     assert "no such folder" in run(tmp_path / "none", pictures, "--out", out)

@@ -34,6 +34,7 @@ def run_train(*arguments, **options):
             ["--config.augment.scales=(80,96)", "--config.augment.scales", "(64,)"],
             "--config.augment.scales is given 2 times; expected one list",
         ),
+        (["--config=configs/yolos_s.py"], "--config is given 2 times; expected one of them"),
         (["--config.optimizer.lr=abc"], "could not convert string to float: 'abc'"),
         (["--config.batch_size=2.5"], "config.batch_size=2.5"),
         (["--config.augment.scales=(480,a)"], "expected a list of int"),
@@ -61,6 +62,13 @@ def test_missing_flags_are_named(tmp_path):
         ("def get_config(:", "invalid syntax"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("x = 1", "has no function get_config"),
+        (
+            "from configs import common\n"
+            "def get_config():\n c = common.get_config()\n c.optimizer.lrr = 1\n return c",
+            'Key "lrr" does not exist and cannot be added since the config is locked. '
+            'Did you mean "lr" instead of "lrr"?\n',
+        ),
+        ("def get_config(): raise ValueError", "ValueError"),
         (None, "no such file; expected one of configs/"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +127,17 @@ def test_pictures_and_boxes_that_are_worth_a_look(write, capsys):
     ):
         assert line in out, line
     assert "0 errors, 7 warnings" in out
+
+
+def test_names_that_no_terminal_can_print(write, capsys, monkeypatch):
+    root = write("train", {"a.jpg": noise(1)})
+    with open(os.fsencode(root / "train2017") + b"/\xff.jpg", "wb") as file:
+        file.write(noise(2))
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, "utf-8", "strict"))
+    assert validate.main([str(root)]) == 0
+    sys.stdout.flush()
+    assert b"note: unlisted: \\udcff.jpg" in printed.getvalue()
 
 
 def test_files_that_no_entry_names(write, capsys):

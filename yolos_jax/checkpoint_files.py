@@ -12,6 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from yolos_jax.data.files import path_of
+
 ARRAYS = ("params", "optimizer", "ema")  # items of arrays; the last only with an average
 SUMS = "SHA256SUMS"  # relative paths, as ``sha256sum -c`` reads them
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names that orbax writes under
@@ -19,9 +21,13 @@ _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by orbax, afte
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """Returns an absolute path, as orbax demands; gs:// paths are absolute already."""
+    """Returns an absolute path, as orbax demands; gs:// paths are absolute already.
+
+    Raises:
+      ValueError: a path of a file system that nobody knows.
+    """
     text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+    return path_of(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def steps(folder: epath.Path) -> list[int]:

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from yolos_jax import checkpoint_files as files
+from yolos_jax.data.files import exists, is_folder
 
 FORMAT = 1  # of the layout (checkpoint.py) and of the metadata's keys
 FOLDER = "checkpoints"  # of a run's work directory
@@ -34,8 +35,8 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
       ValueError: if there is no checkpoint, or none that is whole.
     """
     folder = files.absolute(path)
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "no such folder"
+    if not is_folder(folder):
+        found = "a file" if exists(folder) else "no such folder"
         raise ValueError(f"{path}: {found}; expected the folder of a checkpoint ({_OTHERS})")
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER

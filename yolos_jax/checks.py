@@ -22,6 +22,10 @@ def _of_each(holds: Callable[[float], bool]) -> Callable[[tuple], bool]:
     )
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 _RULES: tuple[Rule, ...] = (
     (
         """epochs batch_size microbatches data.prefetch loss.reference_processes
@@ -49,6 +53,11 @@ _RULES: tuple[Rule, ...] = (
         lambda value: 0 <= value < 1,
         "0 to less than 1",
     ),
+    (
+        "optimizer.freeze",
+        lambda value: all(isinstance(pattern, str) for pattern in value),
+        "regular expressions, such as ('backbone',)",
+    ),
     ("mesh.stopped_code", lambda value: 0 <= value <= 255, "an exit code, 0 to 255"),
     ("seed", lambda value: 0 <= value < 2**63, "0 or more, below 2 ** 63"),
     ("data.root", bool, "the folder of the pictures and annotations"),
@@ -60,10 +69,14 @@ _RULES: tuple[Rule, ...] = (
 )
 _RULES_OF_YOLOS: tuple[Rule, ...] = (
     ("model.patch_size model.depth", lambda value: value >= 1, "at least 1"),
-    ("model.position_grid", lambda value: len(value) == 2 and min(value) >= 1, "rows, columns"),
+    (
+        "model.position_grid",
+        lambda value: len(value) == 2 and all(map(_is_positive, value)),
+        "rows, columns",
+    ),
     (
         "model.mid_position_grid",
-        lambda value: not value or (len(value) == 2 and min(value) >= 1),
+        lambda value: not value or (len(value) == 2 and all(map(_is_positive, value))),
         "rows, columns; () for none",
     ),
 )

@@ -178,7 +178,9 @@ def checked_categories(categories: Sequence[Mapping[str, Any]]) -> dict[int, str
             raise ValueError(f"category {dict(category)!r}: id is {number!r}, expected an integer")
         if abs(number) >= 2**63:
             raise ValueError(f"category {dict(category)!r}: id {number} has more than 64 bits")
-        if not isinstance(name, str) or not name.strip():
+        # JSON can spell halves of surrogate pairs, which no file can hold.
+        text = isinstance(name, str) and name.encode(errors="ignore").decode() == name
+        if not text or not name.strip():
             raise ValueError(f"category {dict(category)!r}: name is {name!r}, expected a text")
         if number in names:
             raise ValueError(f"category id {number} is there twice: {names[number]!r} and {name!r}")

@@ -71,10 +71,10 @@ def find_pictures(names: Sequence[str], out: Path) -> list[Picture]:
     """
     paths: list[epath.Path] = []
     for name in names:
-        path = epath.Path(name)
-        if path.is_dir():
+        path = files.path_of(name)
+        if files.is_folder(path):
             paths += pictures_in(path, out)
-        elif path.exists():
+        elif files.exists(path):
             paths.append(path)
         else:
             raise ValueError(f"{path}: no such picture or folder")

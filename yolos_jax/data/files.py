@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, Protocol
 
 from etils import epath
@@ -47,16 +47,31 @@ def read_picture(path: str) -> bytes:
         raise ValueError(f"{path}: cannot be read: {reason(error)}") from None
 
 
-def is_folder(path: str | os.PathLike) -> bool:
-    """Whether there is such a folder. Raises ValueError where nobody can say."""
+def path_of(path: str | os.PathLike) -> epath.Path:
+    """A path, local or in an object store. Raises ValueError where no file system is known."""
     try:
-        return epath.Path(path).is_dir()
+        return epath.Path(path)
     except KeyError:
         scheme = os.fspath(path).split("://")[0]
         raise ValueError(
             f"{os.fspath(path)}: no file system is known for {scheme}://, expected a local path or "
             "gs://"
         ) from None
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether there is such a folder. Raises ValueError where nobody can say."""
+    return _ask(path_of(path), lambda known: known.is_dir())
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is such a file or folder. Raises ValueError where nobody can say."""
+    return _ask(path_of(path), lambda known: known.exists())
+
+
+def _ask(path: epath.Path, question: Callable[[epath.Path], bool]) -> bool:
+    try:
+        return question(path)
     except Exception as error:
         raise ValueError(f"{os.fspath(path)}: cannot be looked at: {reason(error)}") from error
 

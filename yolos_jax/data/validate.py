@@ -12,6 +12,7 @@ scores too good.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -170,8 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", nargs="+", help="picture folders, as many")
     parser.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help="data.exif")
     flags = parser.parse_args(arguments)
-    if not files.is_folder(flags.root):
-        parser.error(f"no such folder: {flags.root!r}")
+    try:
+        if not files.is_folder(flags.root):
+            parser.error(f"no such folder: {flags.root!r}")
+    except ValueError as error:
+        parser.error(str(error))
     if len(flags.annotations or ()) != len(flags.images or ()):
         parser.error("--annotations and --images go together, one folder per file")
     if flags.annotations:
@@ -185,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     with interrupt.one_line("validate"):
         text, errors = report(validate(flags.root, splits, flags.exif))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(text)
     return 1 if errors else 0
 
