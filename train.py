@@ -97,8 +97,10 @@ def said_by(error: BaseException) -> str:
     """What an error of a recipe says; of a mistyped key without all the others."""
     while error.args and isinstance(error.args[0], BaseException):  # as ml_collections raises them
         error = error.args[0]
-    text = str(error.args[0] if error.args else type(error).__name__)
-    return re.sub(r"(?s) Other fields present: .*\n", " ", text)
+    # A KeyError's own text is in quotes.
+    text = str(error.args[0]) if len(error.args) == 1 else str(error)
+    text = re.sub(r"(?s) Other fields present: .*\n", " ", text)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -218,7 +218,7 @@ def test_two_splits_of_one_folder(tmp_path):
         ids = {image["id"] for image in part}
         boxes = [entry for entry in coco["annotations"] if entry["image_id"] in ids]
         (loose / name).write_text(json.dumps(coco | {"images": part, "annotations": boxes}))
-    names = ["--annotations", "train.json", "val.json", "--images", IMAGES, IMAGES]
+    names = ["--annotations", "train.json", "val.json", "--images", IMAGES, f"./{IMAGES}/"]
     for _ in range(2):
         records.main([str(loose), str(out), *names])
     for name, count in {"train": 15, "val": 5}.items():

@@ -69,6 +69,7 @@ def test_missing_flags_are_named(tmp_path):
             'Did you mean "lr" instead of "lrr"?\n',
         ),
         ("def get_config(): raise ValueError", "ValueError"),
+        ("def get_config(): open('/no/where')", "No such file or directory: '/no/where'"),
         (None, "no such file; expected one of configs/"),
     ],
 )

@@ -135,7 +135,7 @@ def _is_marked(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == SOFTWARE
-    except (OSError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return False
 
 

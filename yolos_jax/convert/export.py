@@ -95,7 +95,7 @@ def check_destination(source: str | Path, destination: str | Path, overwrite: bo
     here, there = Path(source).resolve(), target.resolve()
     if here == there:
         raise ValueError(f"{destination}: source and destination are the same.")
-    if there in here.parents:
+    if here.exists() and there in here.parents:
         raise ValueError(f"{destination}: the source, {source}, lies in it.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return

@@ -202,7 +202,7 @@ def run(flags: argparse.Namespace) -> None:
     """Packs the splits that are asked for; raises as ``pack``."""
     if not files.is_folder(flags.root):
         raise ValueError(f"no such folder: {flags.root!r}")
-    asked = splits(flags)
+    asked = [tuple(map(os.path.normpath, split)) for split in splits(flags)]
     for annotation_file, folder in asked:
         # Splits of one picture folder have shards, and lists of them, of their own.
         shared = [images for _, images in asked].count(folder) > 1
