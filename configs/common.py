@@ -223,6 +223,7 @@ def _log() -> ConfigDict:
 # Everything else must be as it was, or train.py stops and names both values.
 CHANGEABLE_ON_RESUME = (
     "data.root",
+    "data.train_images",
     "data.val_annotations",
     "data.tfds_dir",
     "data.tfds_val",
