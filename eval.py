@@ -137,7 +137,7 @@ def override(config: ConfigDict, setting: str) -> None:
         section, _, name = key.partition(".")
         known = section in config and isinstance(config[section], ConfigDict)
         problem = "is fixed by the checkpoint" if known and name in config[section] else "is no key"
-        hint = other_names.hint(key, SETTABLE)
+        hint = other_names.hint(key, dict(zip(SETTABLE, SETTABLE, strict=True)) | FLAGS, {})
         raise ValueError(f"--set {key}: {problem}{hint}; these can be set: {', '.join(SETTABLE)}")
     section, name = key.split(".")
     current = config[section][name]

@@ -43,7 +43,7 @@ def refuse_unknown_keys(argv: list[str], known: dict[str, object]) -> None:
             continue
         key = name.split("config.", 1)[1]
         if key not in known:
-            hint = other_names.hint(key, known, "--config.")
+            hint = other_names.hint(key, {path: f"--config.{path}" for path in known})
             raise flags.Error(f"unknown key --config.{key}{hint}")
 
 
@@ -99,7 +99,7 @@ def said_by(error: BaseException) -> str:
         error = error.args[0]
     # A KeyError's own text is in quotes.
     text = str(error.args[0]) if len(error.args) == 1 else str(error)
-    text = re.sub(r"(?s) Other fields present: .*\n", " ", text)
+    text = " ".join(re.sub(r"(?s) Other fields present: .*?(?=\nDid you|\Z)", "", text).split("\n"))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -189,6 +189,7 @@ def test_a_dataset_of_other_classes_is_refused(capsys, data, checkpoint):
         (["--data_root", "/nowhere"], "no such folder"),
         (["--split", "test"], "instances_test2017.json"),
         (["--set", "model.atention=stock"], "is no key; the nearest is model.attention"),
+        (["--set", "batch_size=3"], "is no key; the nearest is --batch_size"),
         (["--set", "data.root=/x"], "--set data.root: that is --data_root"),
         (["--set", "size=64"], "the nearest is preprocess.size"),
         (["--set", "model.width=64"], "model.width: is fixed by the checkpoint"),

@@ -28,13 +28,15 @@ KNOWN = train.leaves(common.get_config())
     ],
 )
 def test_what_a_key_may_have_meant(key, expected):
-    assert other_names.hint(key, KNOWN, "--config.") == expected
+    assert other_names.hint(key, {path: f"--config.{path}" for path in KNOWN}) == expected
 
 
 def test_only_keys_that_can_be_given_are_named():
-    settable = ("model.dtype", "preprocess.size")
+    settable = {"model.dtype": "model.dtype", "data.root": "--data_root"}
     assert other_names.hint("fp16", settable) == "; the nearest is model.dtype"
+    assert other_names.hint("coco_path", settable) == "; the nearest is --data_root"
     assert other_names.hint("learning_rate", settable) == ""
+    assert other_names.hint("resume", settable, {}) == ""
 
 
 def test_the_names_elsewhere_lead_to_keys_and_are_none():

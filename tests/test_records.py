@@ -226,11 +226,25 @@ def test_two_splits_of_one_folder(tmp_path):
         theirs = index.load_coco(loose, f"{name}.json", IMAGES)
         assert len(ours) == count and ours.store is not None
         assert [ours.read(row) for row in range(count)] == [theirs.read(r) for r in range(count)]
+    # Files of one name in two folders are told apart.
+    asked = [("a/x.json", "i"), ("b/x.json", "i"), ("c/x.json", "j")]
+    places = [records.shards_dir(*split, asked) for split in asked]
+    assert places == ["i/a/x", "i/b/x", "j"]
     # One after the other, the second would put the first one's list away.
     alone = [str(loose), str(tmp_path / "alone"), "--images", IMAGES, "--annotations"]
     records.main([*alone, "train.json"])
-    with pytest.raises(SystemExit, match="pack both in one call"):
+    with pytest.raises(SystemExit, match="holds the pictures of train"):
         records.main([*alone, "val.json"])
+    # Neither did an earlier version say whose shards they are, nor do lists of single shards.
+    manifest = tmp_path / "alone" / IMAGES / shards.MANIFEST
+    written = json.loads(manifest.read_text())
+    del written["annotations"]
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(SystemExit, match="holds the pictures of another split; pack both"):
+        records.main([*alone, "val.json"])
+    (manifest.parent / "README.txt").touch()
+    records.main([*alone, "train.json"])
+    assert json.loads(manifest.read_text())["annotations"] == "train.json"
 
 
 def test_another_dataset_is_not_written_into(loose, tmp_path):

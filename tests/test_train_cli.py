@@ -68,6 +68,11 @@ def test_missing_flags_are_named(tmp_path):
             'Key "lrr" does not exist and cannot be added since the config is locked. '
             'Did you mean "lr" instead of "lrr"?\n',
         ),
+        (
+            "from configs import common\n"
+            "def get_config():\n c = common.get_config()\n c.nothing_like_it = 1\n return c",
+            "does not exist and cannot be added since the config is locked.\n",
+        ),
         ("def get_config(): raise ValueError", "ValueError"),
         ("def get_config(): open('/no/where')", "No such file or directory: '/no/where'"),
         (None, "no such file; expected one of configs/"),

@@ -129,6 +129,19 @@ def test_pictures_and_boxes_that_are_worth_a_look(write, capsys):
     assert "0 errors, 7 warnings" in out
 
 
+def test_two_splits_of_one_folder(write, capsys):
+    root = write("train", {"a.jpg": noise(1), "b.jpg": noise(2)})
+    coco = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    for number in range(2):
+        part = {"images": [coco["images"][number]], "annotations": [coco["annotations"][number]]}
+        (root / f"{number}.json").write_text(json.dumps(coco | part))
+    (root / "train2017" / "forgotten.jpg").write_bytes(noise(3))
+    folders = ["--images", "train2017", "train2017/"]
+    assert validate.main([str(root), "--annotations", "0.json", "1.json", *folders]) == 0
+    out = capsys.readouterr().out
+    assert out.count("unlisted: ") == 1 and "note: unlisted: forgotten.jpg" in out
+
+
 def test_names_that_no_terminal_can_print(write, capsys, monkeypatch):
     root = write("train", {"a.jpg": noise(1)})
     with open(os.fsencode(root / "train2017") + b"/\xff.jpg", "wb") as file:

@@ -15,6 +15,7 @@ from etils import epath
 from yolos_jax.data.files import path_of
 
 ARRAYS = ("params", "optimizer", "ema")  # items of arrays; the last only with an average
+OPTIMIZER = "optimizer"  # which nobody needs to predict
 SUMS = "SHA256SUMS"  # relative paths, as ``sha256sum -c`` reads them
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names that orbax writes under
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")  # by orbax, after the hashes
@@ -186,22 +187,30 @@ def find_damage(
 
     Returns:
       What ``damage`` says of the damaged ones.
+
+    Raises:
+      ValueError: no run can go on from the newest, though it is whole to whoever predicts.
     """
     found: dict[int, str | None] = {}
 
-    def whole(step: int, dispensable: str = "") -> bool:
+    def whole(step: int) -> bool:
         if step not in found:
-            found[step] = damage(directory / str(step), dispensable)
+            found[step] = damage(directory / str(step), OPTIMIZER)
         return found[step] is None
 
     for step in sorted(steps, reverse=True):
         if whole(step):
+            if not (directory / str(step) / OPTIMIZER).exists():
+                raise ValueError(
+                    f"{directory / str(step)}: no run goes on from here, its {OPTIMIZER} is gone; "
+                    "start another one from it with --config.init, or move it away"
+                )
             break
     wanted = keep_best
     for step in best({step: ap.get(step) for step in steps}, len(steps)):
         if not wanted:
             break
-        wanted -= whole(step, "optimizer")  # No run goes on from it.
+        wanted -= whole(step)
     return {step: what for step, what in found.items() if what is not None}
 
 

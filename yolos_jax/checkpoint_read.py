@@ -16,7 +16,6 @@ from yolos_jax.data.files import exists, is_folder
 
 FORMAT = 1  # of the layout (checkpoint.py) and of the metadata's keys
 FOLDER = "checkpoints"  # of a run's work directory
-_DISPENSABLE = "optimizer"  # for whoever predicts
 _OTHERS = "convert_torch_weights.py makes one of another project's weights"
 
 
@@ -54,7 +53,7 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
         order = best + [step for step in order if step not in best]
     damaged: dict[int, str] = {}
     for step in order:
-        damage = files.damage(folder / str(step), _DISPENSABLE)
+        damage = files.damage(folder / str(step), files.OPTIMIZER)
         if damage is None:
             report_damage(damaged)
             return _load_step(folder / str(step), verified=True)
@@ -63,7 +62,7 @@ def load_params(path: str | os.PathLike, prefer: str = "best") -> tuple[dict, di
 
 
 def _load_step(folder: epath.Path, verified: bool = False) -> tuple[dict, dict]:
-    damage = None if verified else files.damage(folder, _DISPENSABLE)
+    damage = None if verified else files.damage(folder, files.OPTIMIZER)
     if damage is not None:
         raise ValueError(f"damaged checkpoint: {damage}")
     metadata = files.read_metadata(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Mapping
 
 CALLED_ELSEWHERE = {
     "data.root": "coco_path data_dir data_path data_root dataset dataset_dir dataset_path",
@@ -27,20 +27,20 @@ NO_KEY = {
 }
 
 
-def hint(key: str, known: Collection[str], prefix: str = "") -> str:
+def hint(key: str, known: Mapping[str, str], no_key: Mapping[str, str] = NO_KEY) -> str:
     """What to say behind "unknown key": ``; the nearest is ...``, or nothing.
 
     Args:
       key: what was given; dots between its parts.
-      known: the keys that there are.
-      prefix: of keys where they are given.
+      known: the keys that there are, and how each is given.
+      no_key: what there is instead of a key, and names of it.
     """
     tail = key.split(".")[-1]
     # The last part of a key is what people remember: compare it alone, too. Where several keys end
     # in it, the shortest is the run's own.
     tails = {path.split(".")[-1]: path for path in sorted(known, key=len, reverse=True)}
     elsewhere = [path for path, names in CALLED_ELSEWHERE.items() if tail in names.split()]
-    instead = [text for text, names in NO_KEY.items() if tail in names.split()]
+    instead = [text for text, names in no_key.items() if tail in names.split()]
     if instead and tail not in tails:
         return f"; {instead[0]}"
     near = [
@@ -48,4 +48,4 @@ def hint(key: str, known: Collection[str], prefix: str = "") -> str:
         *(tails[found] for found in difflib.get_close_matches(tail, tails, 1)),
         *difflib.get_close_matches(key, known, 1),
     ]
-    return f"; the nearest is {prefix}{near[0]}" if near else ""
+    return f"; the nearest is {known[near[0]]}" if near else ""

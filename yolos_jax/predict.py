@@ -29,7 +29,6 @@ from yolos_jax.labels import LabelMap
 if TYPE_CHECKING:  # It starts jax: not before the command line makes sense.
     from yolos_jax import detector
 
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SOFTWARE = "yolos_jax.predict"  # in the text of pictures written here, which may be replaced
 NAMED = 6  # boxes that the line of a picture names
 
@@ -100,11 +99,13 @@ def pictures_in(folder: epath.Path, out: Path) -> list[epath.Path]:
       ValueError: there are none.
     """
     entries = sorted(folder.iterdir())
-    inside = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+    inside = [path for path in entries if path.suffix.lower() in image_lib.SUFFIXES]
+    if not files.is_remote(folder):  # A store would be asked once for every picture.
+        inside = [path for path in inside if not path.is_dir()]
     if not inside:
         raise ValueError(
-            f"{folder}: no picture there ({', '.join(SUFFIXES)}); folders inside are not looked "
-            "into"
+            f"{folder}: no picture there ({', '.join(image_lib.SUFFIXES)}); folders inside are not "
+            "looked into"
         )
     others = [path for path in entries if path not in inside and not path.name.startswith(".")]
     # Where an earlier call has put its own pictures, nobody expects to be looked into.
@@ -127,7 +128,8 @@ def refuse_others(out: Path, names: Sequence[str]) -> None:
     for name in (results.name, *names):
         if (out / name).exists() and name not in ours and not _is_marked(out / name):
             raise ValueError(
-                f"--out {out} holds a {name} that is none of predict's: choose another folder"
+                f"--out {out} holds a {name} that predict does not know as its own (older versions "
+                "did not mark theirs): choose another folder"
             )
 
 

@@ -26,7 +26,9 @@ PARTIAL = ".partial"
 VERIFIED_AT_ONCE = 64  # records that are read back together
 
 
-def refuse_others(target: Path, copied: Path, name: str, annotations: str) -> None:
+def refuse_others(
+    target: Path, copied: Path, name: str, annotations: str, pictures: Sequence[str]
+) -> None:
     """Raises ValueError where packing would take away what is not of this split.
 
     Args:
@@ -34,19 +36,22 @@ def refuse_others(target: Path, copied: Path, name: str, annotations: str) -> No
       copied: where a copy of the annotations goes.
       name: of the annotation file, relative to both roots.
       annotations: the file itself.
+      pictures: file names of the split.
     """
-    inside = sorted(target.iterdir()) if target.is_dir() else []
-    inside = [path.name for path in inside if not path.is_dir()]
-    # Lists of shards end in .json; so do annotations where they lie beside the pictures.
-    others = [inner for inner in inside if not inner.endswith((shards.SUFFIX, PARTIAL, ".json"))]
+    inside = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    others = [inner for inner in inside if inner.lower().endswith(image.SUFFIXES)]
     if others:
         raise ValueError(f"{target}: holds {others[0]}, which is no shard; choose another OUT")
-    ours = any(inner == shards.MANIFEST or shards.SUFFIX in inner for inner in inside)
-    if not ours and copied.exists() and copied.read_bytes() != files.read_bytes(annotations):
+    known = finished(target)
+    if not known and copied.exists() and copied.read_bytes() != files.read_bytes(annotations):
         raise ValueError(f"{copied}: another file is there already; choose another OUT")
-    packed = name
+    packed = None
     with contextlib.suppress(ValueError):
-        packed = shards.read_manifest(target / shards.MANIFEST).get("annotations", name)
+        packed = shards.read_manifest(target / shards.MANIFEST).get("annotations")
+    if packed is None:
+        # Older lists, and those of single shards, do not say of which file they are.
+        there = {picture for table in known.values() for picture, _ in table["pictures"]}
+        packed = "another split" if there and there.isdisjoint(pictures) else name
     if packed != name:
         raise ValueError(
             f"{target}: holds the pictures of {packed}; pack both in one call, or choose another "

@@ -70,7 +70,8 @@ def pack(
     names = _file_names(annotation_path, on_error)
     if not files.is_folder(source):
         raise ValueError(f"no such folder of pictures: {source!r}")
-    packing.refuse_others(target, Path(out) / annotations, annotations, annotation_path)
+    copied = Path(out) / annotations
+    packing.refuse_others(target, copied, annotations, annotation_path, names)
     target.mkdir(parents=True, exist_ok=True)
     workers = workers or os.cpu_count() or 1
     bar = tqdm(total=len(names), desc=images_dir, unit="picture", disable=None)
@@ -87,9 +88,8 @@ def pack(
         bad = []
         for part in missing:
             bad += packing.write_shard(part, source, pool, workers, on_error, bar.update)
-    if refuse:
-        _refuse(bad, len(names))
-    left_out = packing.finish(target, parts, annotation_path, Path(out) / annotations, annotations)
+    _refuse(bad if refuse else (), len(names))
+    left_out = packing.finish(target, parts, annotation_path, copied, annotations)
     return _summary(target, parts, len(parts) - len(missing), left_out)
 
 
@@ -188,6 +188,16 @@ def splits(flags: argparse.Namespace) -> list[tuple[str, str]]:
     return asked or there
 
 
+def shards_dir(annotation_file: str, folder: str, asked: Sequence[tuple[str, str]]) -> str:
+    """Where the shards of a split go: splits of one picture folder have folders of their own."""
+    sharing = [Path(name) for name, images in asked if images == folder]
+    if len(sharing) == 1:
+        return folder
+    name = Path(annotation_file)
+    alone = [other.stem for other in sharing].count(name.stem) == 1
+    return os.path.join(folder, name.stem if alone else name.with_suffix(""))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     flags = parse(arguments)
@@ -204,22 +214,21 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError(f"no such folder: {flags.root!r}")
     asked = [tuple(map(os.path.normpath, split)) for split in splits(flags)]
     for annotation_file, folder in asked:
-        # Splits of one picture folder have shards, and lists of them, of their own.
-        shared = [images for _, images in asked].count(folder) > 1
+        target = shards_dir(annotation_file, folder, asked)
         said = pack(
             flags.root,
             flags.out,
             annotation_file,
             folder,
-            shards_dir=f"{folder}/{Path(annotation_file).stem}" if shared else folder,
+            shards_dir=target,
             shard_bytes=flags.shard_size_mb << 20,
             shard_count=flags.shards,
             workers=flags.workers,
             on_error=flags.on_error,
         )
         print(said, flush=True)
-        if shared:
-            print(f"  picture folder of {annotation_file}: {folder}/{Path(annotation_file).stem}")
+        if target != folder:
+            print(f"  picture folder of {annotation_file}: {target}")
     print(f"to train from it: --config.data.root={flags.out}")
 
 

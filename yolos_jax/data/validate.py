@@ -42,6 +42,7 @@ class Split(NamedTuple):
     problems: Problems
     pictures: dict[str, Picture]
     summary: str
+    folder: str = ""  # of the pictures; '' when they are packed, or there is none
 
 
 def validate(
@@ -60,6 +61,11 @@ def validate(
         for other in checked:
             _check_leak(split, other)
         checked.append(split)
+    for folder in dict.fromkeys(split.folder for split in checked if split.folder):
+        # Splits may share a folder, whose other files are said of the first.
+        sharing = [split for split in checked if split.folder == folder]
+        names = {name for split in sharing for name in split.pictures}
+        check_unlisted(folder, names, sharing[0].problems)
     return checked
 
 
@@ -84,11 +90,9 @@ def check_split(
     known = set(label_map.category_ids)
     found = clean.clean_annotations(coco["annotations"], images, label_map, known, problems)
     _check_annotations(coco["annotations"], images, found, label_map, problems)
-    if packed is None:
-        check_unlisted(folder, pictures, problems)
     boxes = int((~found.crowd).sum())
     summary = f"{len(images.ids)} images, {boxes} boxes, {label_map.num_classes} classes"
-    return Split(problems, pictures, summary)
+    return Split(problems, pictures, summary, "" if packed else folder.rstrip("/"))
 
 
 def _check_annotations(
@@ -145,7 +149,7 @@ def _check_leak(split: Split, other: Split) -> None:
 def report(splits: Sequence[Split]) -> tuple[str, int]:
     """The text for people, and how many errors there are."""
     lines, totals = [], dict.fromkeys(("error", "warning", "note"), 0)
-    for problems, _, summary in splits:
+    for problems, _, summary, _ in splits:
         lines.append(f"{problems.file}: {summary}")
         kinds = [(kind, *about) for kind, about in KINDS.items() if kind in problems.counts]
         for kind, severity, _, _ in kinds:
