@@ -10,6 +10,7 @@ import pytest
 
 import eval as eval_script
 import train
+from configs import common
 from yolos_jax import demo, launch, trainer
 from yolos_jax.data import shapes
 from yolos_jax.programs import Programs
@@ -39,10 +40,13 @@ def left_behind(monkeypatch):
 
 
 def test_train_leaves_at_once_with_its_summary(left_behind, monkeypatch, capsys):
+    config = common.get_config()
+    config.mesh.stopped_code = 143
+    monkeypatch.setattr(train, "_CONFIG", SimpleNamespace(value=config))
     monkeypatch.setattr(trainer, "train", lambda *_, **__: {"finished": False})
     with pytest.raises(Ended):
         train.main([])
-    assert left_behind == [0]
+    assert left_behind == [143]
     assert capsys.readouterr().out == '{"finished": false}\n'
 
 
