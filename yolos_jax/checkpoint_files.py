@@ -200,9 +200,11 @@ def find_damage(
 
     for step in sorted(steps, reverse=True):
         if whole(step):
-            if not (directory / str(step) / OPTIMIZER).exists():
+            folder = directory / str(step)
+            had_one = f"  {OPTIMIZER}/" in (folder / SUMS).read_text()  # converted weights had not
+            if had_one and not (folder / OPTIMIZER).exists():
                 raise ValueError(
-                    f"{directory / str(step)}: no run goes on from here, its {OPTIMIZER} is gone; "
+                    f"{folder}: no run goes on from here, its {OPTIMIZER} is gone; "
                     "start another one from it with --config.init, or move it away"
                 )
             break
