@@ -13,6 +13,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -89,7 +90,10 @@ def load_defaults(argv: list[str]) -> dict[str, object]:
             try:
                 return leaves(content["get_config"]())
             except Exception as error:  # whatever a recipe does: a key that there is not, mostly
-                raise flags.Error(f"--config={path}: {said_by(error)}") from error
+                places = traceback.extract_tb(error.__traceback__)
+                line = max((i for i, at in enumerate(places) if at.filename == path), default=-1)
+                place = f", line {places[line].lineno}" if line >= 0 else ""
+                raise flags.Error(f"--config={path}{place}: {said_by(error)}") from error
     raise flags.Error("--config is missing: one of configs/")
 
 

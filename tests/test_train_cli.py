@@ -73,7 +73,7 @@ def test_missing_flags_are_named(tmp_path):
             "def get_config():\n c = common.get_config()\n c.nothing_like_it = 1\n return c",
             "does not exist and cannot be added since the config is locked.\n",
         ),
-        ("def get_config(): raise ValueError", "ValueError"),
+        ("def get_config():\n\n raise ValueError", "mine.py, line 3: ValueError"),
         ("def get_config(): open('/no/where')", "No such file or directory: '/no/where'"),
         (None, "no such file; expected one of configs/"),
     ],
